@@ -1,0 +1,32 @@
+"""Recipes: one TOML file is one run. Strict, frozen, free of torch."""
+
+from hinny.config.load import (
+    apply_override,
+    find,
+    known_keys,
+    load_recipe,
+    read_toml,
+    shipped_names,
+    to_toml,
+    validate,
+)
+from hinny.config.sections import (
+    LAYER_SECTIONS,
+    AttentionConfig,
+    DataConfig,
+    Mamba1Config,
+    Mamba2Config,
+    MLPConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    Section,
+    SyntheticConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "LAYER_SECTIONS", "AttentionConfig", "DataConfig", "MLPConfig", "Mamba1Config", "Mamba2Config", "ModelConfig",
+    "OptimConfig", "Recipe", "Section", "SyntheticConfig", "TrainConfig", "apply_override", "find", "known_keys",
+    "load_recipe", "read_toml", "shipped_names", "to_toml", "validate",
+]

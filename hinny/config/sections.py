@@ -1,0 +1,240 @@
+"""The sections of a recipe: every key, its type and what it must agree with.
+
+A key that could not take effect is an error, not a warning; what must be chosen has no default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hinny import pattern as patterns
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Mamba1Config(Section):
+    """Selective state space layer, pattern symbol `1` (Mamba, arXiv 2312.00752)."""
+
+    d_state: Positive
+    expand: Positive
+    d_conv: Positive
+    dt_rank: Positive
+    chunk_len: Positive
+    """Tokens whose states are kept at once; it changes speed and memory, not the result."""
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+
+
+class Mamba2Config(Section):
+    """State-space-duality layer, pattern symbol `M` (Mamba-2, arXiv 2405.21060)."""
+
+    d_state: Positive
+    head_dim: Positive
+    n_groups: Positive
+    """Heads that share B and C; also the number of groups of the gated norm."""
+    expand: Positive
+    d_conv: Positive
+    chunk_len: Positive
+    """Length of the quadratic blocks of the SSD algorithm; it changes speed, not the result."""
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+
+
+class AttentionConfig(Section):
+    """Causal grouped-query attention, pattern symbol `*`."""
+
+    n_heads: Positive
+    n_kv_heads: Positive
+    """Key/value heads (the paper's KV groups); equal to n_heads for multi-head attention."""
+    head_dim: Positive
+    positions: Literal["none", "rope"]
+    rope_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of head_dim that is rotated; only with positions = "rope"."""
+    rope_base: Annotated[float, Field(gt=1.0)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> AttentionConfig:
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads ({self.n_kv_heads}) must divide n_heads ({self.n_heads}).")
+        given = [k for k in ("rope_fraction", "rope_base") if getattr(self, k) is not None]
+        if self.positions == "none" and given:
+            raise ValueError(f'{given[0]} has no effect with positions = "none"; remove it or set positions = "rope".')
+        if self.positions == "rope" and len(given) < 2:
+            raise ValueError('positions = "rope" needs both rope_fraction and rope_base.')
+        if self.positions == "rope" and self.rope_dim % 2:
+            raise ValueError(f"rope_fraction * head_dim ({self.rope_dim}) must be even: RoPE rotates pairs.")
+        return self
+
+    @property
+    def rope_dim(self) -> int:
+        """How many of the head's dimensions are rotated."""
+        return int(self.head_dim * (self.rope_fraction or 0.0))
+
+
+class MLPConfig(Section):
+    """Feed-forward layer, pattern symbol `-`."""
+
+    d_ff: Positive
+    activation: Literal["gelu", "relu2", "swiglu"]
+    """Exact (erf) GELU, squared ReLU, or the gated SiLU that has a third matrix."""
+
+
+LAYER_SECTIONS = {"1": "mamba1", "M": "mamba2", "*": "attention", "-": "mlp"}
+"""Pattern symbol → the section of [model] that its layer reads."""
+
+
+class ModelConfig(Section):
+    """An architecture: the pattern string and the sizes of the layer kinds in it."""
+
+    pattern: str
+    """One symbol a layer (hinny.pattern). Given as such, or allocated from n_layers and the two ratios."""
+    n_layers: Positive | None = None
+    attention_ratio: Share | None = None
+    mlp_ratio: Share | None = None
+    d_model: Positive
+    vocab_size: Positive
+    norm: Literal["rmsnorm", "layernorm1p"]
+    norm_eps: Annotated[float, Field(gt=0.0)]
+    tie_embeddings: bool
+    init_std: Annotated[float, Field(gt=0.0)]
+    mamba1: Mamba1Config | None = None
+    mamba2: Mamba2Config | None = None
+    attention: AttentionConfig | None = None
+    mlp: MLPConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _allocate(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        n_layers, override = data.get("n_layers"), data.get("pattern")
+        ratios = [data.get("attention_ratio"), data.get("mlp_ratio")]
+        if n_layers is None:
+            if any(r is not None for r in ratios):
+                raise ValueError("attention_ratio and mlp_ratio need n_layers.")
+            return data
+        if isinstance(n_layers, int) and all(r is None or isinstance(r, (int, float)) for r in ratios):
+            symbols = patterns.resolve(n_layers, ratios[0] or 0.0, ratios[1] or 0.0, override)
+            return {**data, "pattern": symbols}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        symbols = patterns.parse(self.pattern)
+        for symbol, section in LAYER_SECTIONS.items():
+            if symbol in symbols and getattr(self, section) is None:
+                raise ValueError(f"pattern has '{symbol}' layers but there is no section [model.{section}]; add it.")
+            if symbol not in symbols and getattr(self, section) is not None:
+                raise ValueError(f"section [model.{section}] has no effect: pattern has no '{symbol}'; remove it.")
+        if m := self.mamba2:
+            d_inner = m.expand * self.d_model
+            if d_inner % m.head_dim:
+                raise ValueError(
+                    f"mamba2.head_dim ({m.head_dim}) must divide d_inner = expand * d_model = {d_inner}.")
+            if (d_inner // m.head_dim) % m.n_groups:
+                raise ValueError(f"mamba2.n_groups ({m.n_groups}) must divide the number of heads, "
+                                 f"expand * d_model / head_dim = {d_inner // m.head_dim}.")
+        return self
+
+
+class SyntheticConfig(Section):
+    """Recall sequences mixed into the training stream (hinny.data.synthetic)."""
+
+    share: Share
+    """Share of the sequences of the stream, spread evenly over it."""
+    tasks: dict[Literal["phonebook", "copy", "mqar"], Annotated[float, Field(gt=0.0)]]
+    """Task → weight among the synthetic sequences."""
+    phonebook_digits: Literal[4, 7, 10] = 10
+    """Digits of a phone number: NNNN, EEE-NNNN or the paper's AAA-EEE-NNNN."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SyntheticConfig:
+        if not self.tasks:
+            raise ValueError("tasks is empty; name at least one of phonebook, copy, mqar.")
+        return self
+
+
+class DataConfig(Section):
+    """Where tokens come from and how they are packed."""
+
+    path: str | None = None
+    """A folder made by `hinny prepare`; `hinny train --data DIR` sets it."""
+    boundaries: Literal["reset", "leak"]
+    """reset: no layer sees across a document's edge. leak: packed documents see each other, as in the paper's runs."""
+    synthetic: SyntheticConfig | None = None
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule; lengths in samples (sequences), as in the paper's settings."""
+
+    lr: Annotated[float, Field(gt=0.0)]
+    schedule: Literal["cosine", "wsd", "constant"]
+    min_lr: Annotated[float, Field(ge=0.0)] | None = None
+    """End of the decay; for cosine and wsd."""
+    warmup_samples: Annotated[int, Field(ge=0)]
+    decay_samples: Positive | None = None
+    """wsd: length of the final linear decay. cosine: the whole run."""
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)]
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)]
+    eps: Annotated[float, Field(gt=0.0)]
+    clip: Annotated[float, Field(gt=0.0)] | None = None
+    """Largest norm of the whole gradient; no clipping without it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if self.schedule == "constant" and self.min_lr is not None:
+            raise ValueError('min_lr has no effect with schedule = "constant"; remove it.')
+        if self.schedule != "constant" and self.min_lr is None:
+            raise ValueError(f'schedule = "{self.schedule}" needs min_lr.')
+        if self.schedule != "wsd" and self.decay_samples is not None:
+            raise ValueError(f'decay_samples has no effect with schedule = "{self.schedule}"; remove it.')
+        if self.schedule == "wsd" and self.decay_samples is None:
+            raise ValueError('schedule = "wsd" needs decay_samples.')
+        return self
+
+
+class TrainConfig(Section):
+    """Length, batch, precision and cadence of a run."""
+
+    seq_len: Positive
+    batch_size: Positive
+    """Sequences in one optimiser step."""
+    micro_batch_size: Positive
+    """Sequences in one forward pass; gradients of batch_size / micro_batch_size passes are accumulated."""
+    steps: Positive
+    seed: Annotated[int, Field(ge=0)]
+    precision: Literal["fp32", "bf16"]
+    """bf16: matrix products under autocast, weights and optimiser in fp32."""
+    log_every: Positive
+    save_every: Positive
+    eval_every: Positive | None = None
+    """Steps between held-out losses during training; none without it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size}).")
+        return self
+
+
+class Recipe(Section):
+    """All that defines a run. `name` is the recipe file's name."""
+
+    name: str
+    description: str
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
