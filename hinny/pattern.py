@@ -117,3 +117,12 @@ def describe(n_layers: int, attention_ratio: float, mlp_ratio: float, override: 
             lines += [f"{found[symbol]} {name} layers in {n_layers} total layers.",
                       f"Target {name} ratio: {target:.2f}. Actual {name} ratio: {found[symbol] / n_layers:.2f}."]
     return lines
+
+
+def draw(pattern: str, width: int = 60) -> list[str]:
+    """The layers in rows of `width`, each under a ruler that numbers every tenth from 0."""
+    layers, lines = parse(pattern), []
+    for start in range(0, len(layers), width):
+        row = layers[start:start + width]
+        lines += ["".join(f"{i:<10}" for i in range(start, start + len(row), 10)).rstrip(), row]
+    return lines

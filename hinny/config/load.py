@@ -82,14 +82,24 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 def find(kind: Literal["recipes", "studies"], source: str | Path) -> Path:
     """The file that `source` names: a path, or the name of a shipped recipe or study."""
     path = Path(source)
-    if path.suffix == ".toml" and path.is_file():
+    if path.suffix == ".toml" and _is_file(path):
         return path
     for folder in (PACKAGE / kind, PACKAGE.parent / kind):
-        if (shipped := folder / f"{str(source).removesuffix('.toml')}.toml").is_file():
+        if _is_file(shipped := folder / f"{str(source).removesuffix('.toml')}.toml"):
             return shipped
-    if (shipped := shipped_names(kind)) and (near := difflib.get_close_matches(path.stem, shipped, n=1)):
-        raise ConfigError(f"no file and no shipped {kind} is called {str(source)!r}. Did you mean {near[0]}?")
-    raise ConfigError(f"no file and no shipped {kind} is called {str(source)!r}. Shipped: {', '.join(shipped)}.")
+    if _is_file(path):
+        raise ConfigError(f"{path}: not a TOML file by its name; rename it to {path.stem}.toml.")
+    names = shipped_names(kind)
+    near = difflib.get_close_matches(path.stem, names, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Shipped: {', '.join(names)}."
+    raise ConfigError(f"no file and no shipped {kind} is called {str(source)!r}. {hint}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as fault:
+        raise ConfigError(f"{path}: cannot be read: {fault.strerror}.") from None
 
 
 def shipped_names(kind: Literal["recipes", "studies"]) -> list[str]:
@@ -115,16 +125,24 @@ def apply_override(data: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"override {item!r} is not of the form key=value, for instance train.steps=100.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
+    *parents, last = (part.strip() for part in key.split("."))
+    if not all((*parents, last)):
+        raise ConfigError(f"override {item!r}: an empty name between dots; write it as train.steps=100.")
+    value = _toml_value(text)
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise ConfigError(f"override {item!r}: {parent} is a value, not a section.")
     data[last] = value
+
+
+def _toml_value(text: str) -> Any:
+    """`text` as a TOML value, or as it stands where it is not one."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return table["value"] if len(table) == 1 else text
 
 
 def to_toml(section: Section) -> str:

@@ -19,10 +19,23 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 class Section(BaseModel):
     """A part of a recipe: immutable, and no key that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Mamba1Config(Section):
+class TimeSteps(Section):
+    """Range of the time steps that a Mamba layer starts from, log-uniform; the defaults of both Mamba papers."""
+
+    dt_min: Annotated[float, Field(gt=0.0)] = 0.001
+    dt_max: Annotated[float, Field(gt=0.0)] = 0.1
+
+    @model_validator(mode="after")
+    def _check_range(self) -> TimeSteps:
+        if self.dt_min >= self.dt_max:
+            raise ValueError(f"dt_min ({self.dt_min}) must be below dt_max ({self.dt_max}).")
+        return self
+
+
+class Mamba1Config(TimeSteps):
     """Selective state space layer, pattern symbol `1` (Mamba, arXiv 2312.00752)."""
 
     d_state: Positive
@@ -31,11 +44,9 @@ class Mamba1Config(Section):
     dt_rank: Positive
     chunk_len: Positive
     """Tokens whose states are kept at once; it changes speed and memory, not the result."""
-    dt_min: float = 0.001
-    dt_max: float = 0.1
 
 
-class Mamba2Config(Section):
+class Mamba2Config(TimeSteps):
     """State-space-duality layer, pattern symbol `M` (Mamba-2, arXiv 2405.21060)."""
 
     d_state: Positive
@@ -46,8 +57,6 @@ class Mamba2Config(Section):
     d_conv: Positive
     chunk_len: Positive
     """Length of the quadratic blocks of the SSD algorithm; it changes speed, not the result."""
-    dt_min: float = 0.001
-    dt_max: float = 0.1
 
 
 class AttentionConfig(Section):
@@ -71,8 +80,9 @@ class AttentionConfig(Section):
             raise ValueError(f'{given[0]} has no effect with positions = "none"; remove it or set positions = "rope".')
         if self.positions == "rope" and len(given) < 2:
             raise ValueError('positions = "rope" needs both rope_fraction and rope_base.')
-        if self.positions == "rope" and self.rope_dim % 2:
-            raise ValueError(f"rope_fraction * head_dim ({self.rope_dim}) must be even: RoPE rotates pairs.")
+        if self.positions == "rope" and (self.rope_dim < 2 or self.rope_dim % 2):
+            raise ValueError(f"rope_fraction ({self.rope_fraction}) of head_dim ({self.head_dim}) rotates "
+                             f"{self.rope_dim} dimensions; it must be an even number of at least 2.")
         return self
 
     @property
@@ -107,6 +117,9 @@ class ModelConfig(Section):
     norm_eps: Annotated[float, Field(gt=0.0)]
     tie_embeddings: bool
     init_std: Annotated[float, Field(gt=0.0)]
+    """Standard deviation of the weights of embeddings, head, attention and MLP."""
+    output_init_std: Annotated[float, Field(gt=0.0)] | None = None
+    """The same for attention's and the MLP's output projections; init_std / sqrt(2 * layers) without it."""
     mamba1: Mamba1Config | None = None
     mamba2: Mamba2Config | None = None
     attention: AttentionConfig | None = None
@@ -123,7 +136,8 @@ class ModelConfig(Section):
             if any(r is not None for r in ratios):
                 raise ValueError("attention_ratio and mlp_ratio need n_layers.")
             return data
-        if isinstance(n_layers, int) and all(r is None or isinstance(r, (int, float)) for r in ratios):
+        numbers = isinstance(n_layers, int) and all(r is None or isinstance(r, (int, float)) for r in ratios)
+        if numbers and isinstance(override, str | None):
             symbols = patterns.resolve(n_layers, ratios[0] or 0.0, ratios[1] or 0.0, override)
             return {**data, "pattern": symbols}
         return data
@@ -136,6 +150,8 @@ class ModelConfig(Section):
                 raise ValueError(f"pattern has '{symbol}' layers but there is no section [model.{section}]; add it.")
             if symbol not in symbols and getattr(self, section) is not None:
                 raise ValueError(f"section [model.{section}] has no effect: pattern has no '{symbol}'; remove it.")
+        if self.output_init_std is not None and not {"*", "-"} & set(symbols):
+            raise ValueError("output_init_std has no effect: pattern has no attention and no MLP; remove it.")
         if m := self.mamba2:
             d_inner = m.expand * self.d_model
             if d_inner % m.head_dim:
@@ -145,6 +161,11 @@ class ModelConfig(Section):
                 raise ValueError(f"mamba2.n_groups ({m.n_groups}) must divide the number of heads, "
                                  f"expand * d_model / head_dim = {d_inner // m.head_dim}.")
         return self
+
+    @property
+    def depth(self) -> int:
+        """Number of layers, each one sublayer."""
+        return len(patterns.parse(self.pattern))
 
 
 class SyntheticConfig(Section):
@@ -197,6 +218,8 @@ class OptimConfig(Section):
             raise ValueError('min_lr has no effect with schedule = "constant"; remove it.')
         if self.schedule != "constant" and self.min_lr is None:
             raise ValueError(f'schedule = "{self.schedule}" needs min_lr.')
+        if self.min_lr is not None and self.min_lr > self.lr:
+            raise ValueError(f"min_lr ({self.min_lr}) must not exceed lr ({self.lr}).")
         if self.schedule != "wsd" and self.decay_samples is not None:
             raise ValueError(f'decay_samples has no effect with schedule = "{self.schedule}"; remove it.')
         if self.schedule == "wsd" and self.decay_samples is None:

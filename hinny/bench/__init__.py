@@ -1,0 +1,24 @@
+"""Speed, measured: the training step and generation. Correct first, then timed, beside a peer if one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hinny.bench.generation import bench_generate
+from hinny.bench.training import bench_train
+from hinny.errors import ConfigError
+from hinny.verb import make_callable
+
+BENCHES: dict[str, Callable[..., list[dict[str, Any]]]] = {"generate": bench_generate, "train": bench_train}
+"""What can be timed → function; each returns rows of `hinny.run.row`."""
+
+
+def bench(what: str, **options: Any) -> list[dict[str, Any]]:
+    """Time `what`, "train" or "generate"; options are those of `bench_train` and `bench_generate`."""
+    if what not in BENCHES:
+        raise ConfigError(f"unknown bench {what!r}; known: {', '.join(BENCHES)}.")
+    return BENCHES[what](**options)
+
+
+make_callable(__name__, "hinny.bench:bench")

@@ -1,0 +1,5 @@
+"""Checkpoints of a run: whole or absent, verified when they are read."""
+
+from hinny.checkpoint.store import clean, differences, fingerprint, latest, load, load_model, read_meta, save
+
+__all__ = ["clean", "differences", "fingerprint", "latest", "load", "load_model", "read_meta", "save"]

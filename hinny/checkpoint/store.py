@@ -1,0 +1,255 @@
+"""Saves and loads the weights and the optimiser of a run with torch.distributed.checkpoint (DCP).
+
+    checkpoints/step-00000100/    .metadata and *.distcp as DCP writes them, and
+                    meta.json     step, sha256 of each file, the recipe and its fingerprint, the data's fingerprint …
+
+A checkpoint is whole or absent: it is written into `.partial-step-…`, synced to the disk and renamed. The last KEEP
+are kept. Checksums are verified before anything is read. Only tensors are stored and they are read without running
+code, but DCP's own `.metadata` is a pickle: load checkpoints of your own runs, not a stranger's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from hinny.config import Recipe
+from hinny.errors import CheckpointError
+from hinny.model import Model
+from hinny.run import Run
+
+KEEP = 2
+"""Checkpoints that stay: the last, and the one before it in case the last is damaged on the disk."""
+
+PARTIAL = ".partial-"
+
+
+def save(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step` and prune old ones; returns its folder. `extra` goes into meta.json as it is.
+
+    Raises CheckpointError, with the last good checkpoint named, if it cannot be written, for instance on a full disk;
+    nothing of it stays then.
+    """
+    assert optimizer.state, "an optimiser before its first step has nothing to save"
+    final = run.checkpoints / f"step-{step:08d}"
+    if final.exists():
+        return final
+    partial = final.with_name(PARTIAL + final.name)
+    try:
+        partial.mkdir(parents=True)
+        with _one_process():
+            # tensors alone: the optimiser's groups and settings come from the recipe
+            state = {"model": get_model_state_dict(model),
+                     "optimizer": get_optimizer_state_dict(model, optimizer)["state"]}
+            dcp.save(state, storage_writer=dcp.FileSystemWriter(partial, sync_files=True), no_dist=True)
+        sums = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+        _write_synced(partial / "meta.json", json.dumps({"step": step, "files": sums, **extra}, indent=1) + "\n")
+        _sync(partial)
+        _sync_file(run.path / "metrics.jsonl")
+        partial.rename(final)
+        _sync(run.checkpoints)
+    except (OSError, CheckpointException) as fault:
+        good = latest(run)
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {run.checkpoints}: {_reason(fault)}. "
+            f"The last good checkpoint is {good.name if good else 'none: none was saved yet'}. "
+            "Make room or give write permission, then run the same command to go on from there.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in run.checkpoint_folders()[:-KEEP]:
+        _remove(old)
+    return final
+
+
+def clean(run: Run) -> None:
+    """Remove what an interrupted save or removal left. Call it with the run locked."""
+    for partial in run.checkpoints.glob(f"{PARTIAL}*"):
+        shutil.rmtree(partial)
+
+
+def latest(run: Run) -> Path | None:
+    """The folder of the newest checkpoint, or None."""
+    return folders[-1] if (folders := run.checkpoint_folders()) else None
+
+
+def load(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer | None = None,
+         step: int | None = None) -> dict[str, Any]:
+    """Fill `model` and `optimizer`, in place, from the newest checkpoint or that of `step`; returns its meta.json.
+
+    Raises CheckpointError if there is none, if a file is damaged, or if it does not fit the model.
+    """
+    folder = _folder(run, step)
+    meta = read_meta(run, step)
+    _verify(run, folder, meta)
+    with _one_process():
+        weights = get_model_state_dict(model)
+        state: dict[str, Any] = {"model": weights}
+        if optimizer is not None:
+            moments = get_optimizer_state_dict(model, optimizer)
+            state["optimizer"] = moments["state"]
+        try:
+            _check_names(folder, set(weights))
+            dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+        except (OSError, CheckpointException) as fault:
+            raise CheckpointError(f"{folder} could not be loaded: {_reason(fault)}.") from None
+        set_model_state_dict(model, weights)
+        if optimizer is not None:
+            set_optimizer_state_dict(model, optimizer, optim_state_dict=moments)
+    return meta
+
+
+def read_meta(run: Run, step: int | None = None) -> dict[str, Any]:
+    """meta.json of the newest checkpoint or that of `step`."""
+    folder = _folder(run, step)
+    try:
+        return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise _damaged(run, folder, "meta.json", str(fault)) from None
+
+
+def load_model(run: Run | str | Path, device: str | torch.device = "cpu", step: int | None = None) -> Model:
+    """The model of `run` with the weights of its newest checkpoint or that of `step`, in evaluation mode."""
+    run = run if isinstance(run, Run) else Run(run)
+    recipe = run.recipe
+    saved = read_meta(run, step)["recipe"]["model"]
+    if changed := differences(saved, recipe.model.model_dump(mode="json")):
+        raise CheckpointError(f"{run.path}: [model] in recipe.toml is not that of the checkpoint, for instance in "
+                              f"{next(iter(changed))}. "
+                              "Restore recipe.toml, or train again in another run directory.")
+    with torch.device(device):
+        model = Model(recipe.model)
+    load(run, model, step=step)
+    return model.eval()
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """sha256 of all that `recipe` says."""
+    return hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (old value, new value), for every value of two nested tables that differs; None where absent."""
+    flat_old, flat_new = _flat(old), _flat(new)
+    changed = [key for key in {**flat_old, **flat_new} if flat_old.get(key) != flat_new.get(key)]
+    return {key: (flat_old.get(key), flat_new.get(key)) for key in changed if key not in ignore}
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def _folder(run: Run, step: int | None) -> Path:
+    folders = run.checkpoint_folders()
+    if step is not None:
+        folders = [folder for folder in folders if folder.name == f"step-{step:08d}"]
+    if not folders:
+        known = ", ".join(folder.name for folder in run.checkpoint_folders()) or "none; train it first"
+        wanted = "" if step is None else f" of step {step}"
+        raise CheckpointError(f"{run.path} has no checkpoint{wanted}. It has: {known}.")
+    return folders[-1]
+
+
+def _verify(run: Run, folder: Path, meta: dict[str, Any]) -> None:
+    if name := _first_damaged(folder, meta):
+        raise _damaged(run, folder, name, "its sha256 is not that in meta.json")
+
+
+def _first_damaged(folder: Path, meta: dict[str, Any]) -> str | None:
+    for name, expected in meta["files"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+            return name
+    return None
+
+
+def _damaged(run: Run, folder: Path, name: str, reason: str) -> CheckpointError:
+    whole = None
+    for older in reversed([f for f in run.checkpoint_folders() if f.name < folder.name]):
+        try:
+            if _first_damaged(older, json.loads((older / "meta.json").read_text())) is None:
+                whole = older
+                break
+        except (OSError, ValueError):
+            continue
+    advice = (f"The checkpoint before it, {whole.name}, is whole: delete {folder} to go on from there." if whole else
+              "No earlier checkpoint is whole; start again in another run directory.")
+    return CheckpointError(f"{folder / name} is damaged: {reason}. {advice}")
+
+
+def _check_names(folder: Path, wanted: set[str]) -> None:
+    stored = {key.removeprefix("model.") for key in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+              if key.startswith("model.")}
+    if stored != wanted:
+        odd = sorted(stored ^ wanted)
+        raise CheckpointError(f"{folder} is not a checkpoint of this model: {len(odd)} weights are on one side only, "
+                              f"for instance {odd[0]}.")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that it is never seen half removed."""
+    doomed = folder.with_name(PARTIAL + folder.name)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """DCP warns that there is no process group: that is what is meant here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
+
+
+def _reason(fault: BaseException) -> str:
+    """The cause inside DCP's exception, which holds one failure a rank."""
+    if isinstance(fault, CheckpointException) and fault.failures:
+        fault = next(iter(fault.failures.values()))[0]
+    while fault.__cause__ is not None:
+        fault = fault.__cause__
+    return fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _write_synced(file: Path, text: str) -> None:
+    with open(file, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _sync_file(file: Path) -> None:
+    """What the metrics say up to this step must be on the disk before the checkpoint is."""
+    if file.exists():
+        _sync(file)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,255 @@
+"""The command line: one verb, one function. Options are checked and explained here; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hinny.errors import HinnyError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Design, train, evaluate, time and compare Mamba, Mamba-2, Transformer and hybrid models.")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends it with one message and exit code 1."""
+    try:
+        app()
+    except HinnyError as mistake:
+        print(f"hinny: {mistake}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("hinny: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader, `| head` say, has what it wanted
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 64,128,256.",
+                                 param_hint=option) from None
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("what", "shape"):
+        table.add_column(name)
+    for name in ("value", "low", "high", "peer", "ratio"):
+        table.add_column(name, justify="right")
+    table.add_column("unit")
+    for r in rows:
+        peer = f"{r['peer_value']:,.4g} {r['peer']}" if r["peer"] else ""
+        table.add_row(r["what"], r["shape"], *("" if r[k] is None else f"{r[k]:,.4g}" for k in ("value", "low", "high")),
+                      peer, "" if r["ratio"] is None else f"{r['ratio']:.2f}x", r["unit"])
+    Console().print(table)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+@app.command()
+def show(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's file or shipped name.")] = None,
+    overrides: Overrides = None,
+    pattern: Annotated[bool, typer.Option("--pattern", help="Only allocate a layer pattern.")] = False,
+    layers: Annotated[int | None, typer.Option(help="With --pattern: number of layers.")] = None,
+    attention_ratio: Annotated[float, typer.Option(help="With --pattern: share of attention layers.")] = 0.0,
+    mlp_ratio: Annotated[float, typer.Option(help="With --pattern: share of MLP layers.")] = 0.0,
+    override: Annotated[str | None, typer.Option(help="With --pattern: a pattern of one's own to check.")] = None,
+    hardware: Annotated[str, typer.Option(help="Hardware of the predictions.")] = "H100",
+    as_json: Json = False,
+) -> None:
+    """Layers, parameters, FLOPs, memory and predicted speed of a recipe; needs no GPU."""
+    from hinny import show as figures_of
+
+    if pattern:
+        if recipe is not None or layers is None:
+            raise typer.BadParameter("--pattern takes --layers and no recipe.")
+        figures = figures_of.show_pattern(layers, attention_ratio, mlp_ratio, override)
+    else:
+        if recipe is None:
+            raise typer.BadParameter("name a recipe, or use --pattern.")
+        if layers is not None or attention_ratio or mlp_ratio or override is not None:
+            raise typer.BadParameter("--layers, --attention-ratio, --mlp-ratio and --override go with --pattern; "
+                                     "a recipe is changed by key=value, for instance model.n_layers=24.")
+        from hinny.config import load_recipe
+
+        figures = figures_of.show(load_recipe(recipe, overrides or ()), hardware=hardware)
+    print(json.dumps(figures, indent=1) if as_json else figures_of.render(figures))
+
+
+@app.command()
+def prepare(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    text: Annotated[list[Path] | None, typer.Option(help="Text files or folders; may be repeated.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="A JSON-lines file, with --field.")] = None,
+    field: Annotated[str | None, typer.Option(help="With --jsonl: the field that holds the text.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer to use instead of training one.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Size of the BPE vocabulary to train.")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the documents kept for evaluation.")] = 0.03,
+    max_bytes: Annotated[int | None, typer.Option(help="At most this much text, spread over all of it.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Text to a tokenizer and token shards; Python's own library where no text is named."""
+    from hinny.data.prepare import prepare as run
+
+    found = run(out, text=text, jsonl=jsonl, field=field, tokenizer=tokenizer, vocab_size=vocab_size,
+                held_out=held_out, max_bytes=max_bytes, seed=seed)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        train, kept = found["train"], found["heldout"]
+        print(f"{out}: {train['documents']:,} documents, {train['tokens']:,} tokens to train on, "
+              f"{kept['documents']:,} and {kept['tokens']:,} held out, {found['vocab_size']:,} words of vocabulary")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's file or shipped name.")],
+    overrides: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="Folder made by hinny prepare.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; out/NAME by default.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Train a recipe, or go on with a run that was stopped."""
+    from hinny.config import load_recipe
+    from hinny.progress import training_bar
+    from hinny.train.loop import train as run
+
+    loaded = load_recipe(recipe, overrides or ())
+    folder = out or Path("out") / loaded.name
+    with training_bar(loaded.name) as progress:
+        found = run(loaded, folder, data=None if data is None else str(data), progress=progress, threads=threads)
+    if not found.finished:
+        print(f"{folder}: saved at step {found.steps_done}; run the same command to go on.", file=sys.stderr)
+        sys.exit(130)
+    print(f"{folder}: finished at step {found.steps_done}")
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    tasks: Annotated[list[str], typer.Argument(help="heldout, phonebook, mqar, copy.")],
+    samples: Annotated[int, typer.Option(help="Examples at each length.")] = 64,
+    lengths: Annotated[str, typer.Option(help="Lengths of phonebook and copy, in tokens.")] = "64,128,256,512",
+    pairs: Annotated[str, typer.Option(help="Numbers of key-value pairs of mqar.")] = "4,8,16,32",
+    windows: Annotated[int, typer.Option(help="Held-out windows of the training length.")] = 128,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run: held-out loss, Phonebook, multi-query recall, copying."""
+    from hinny.evals import EvalOptions
+    from hinny.evals import evaluate as go
+
+    _set_threads(threads)
+    options = EvalOptions(samples=samples, lengths=_numbers(lengths, "--lengths"), pairs=_numbers(pairs, "--pairs"),
+                          windows=windows)
+    _print(go(run, tasks, options), as_json)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="train or generate.")],
+    recipe: Annotated[str | None, typer.Option(help="train: a recipe's file or shipped name.")] = None,
+    run: Annotated[Path | None, typer.Option(help="generate: a run directory.")] = None,
+    against: Annotated[str | None, typer.Option(help="train: transformers (the extra oracle).")] = None,
+    steps: Annotated[int | None, typer.Option(help="train: steps timed.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences at once.")] = None,
+    length: Annotated[int | None, typer.Option(help="train: tokens a sequence.")] = None,
+    precision: Annotated[str | None, typer.Option(help="train: fp32 or bf16.")] = None,
+    contexts: Annotated[str | None, typer.Option(help="generate: context lengths, such as 64,256,1024.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="generate: tokens decoded at each context.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Also write the rows to this run directory.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Time the training step or generation. Options of the other bench are refused."""
+    from hinny.bench import bench as go
+
+    _set_threads(threads)
+    given = {"recipe": recipe, "run": None if run is None else str(run), "against": against, "steps": steps,
+             "batch": batch, "length": length, "precision": precision, "tokens": tokens,
+             "contexts": None if contexts is None else _numbers(contexts, "--contexts")}
+    options = {name: value for name, value in given.items() if value is not None}
+    allowed = {"train": {"recipe", "against", "steps", "batch", "length", "precision"},
+               "generate": {"run", "contexts", "batch", "tokens"}}.get(what)
+    if allowed is not None:
+        if idle := sorted(set(options) - allowed):
+            raise typer.BadParameter(f"--{idle[0]} has no effect on bench {what}; drop it.")
+        needed = "recipe" if what == "train" else "run"
+        if needed not in options:
+            raise typer.BadParameter(f"bench {what} needs --{needed}.")
+    rows = go(what, **options)
+    if save is not None:
+        from hinny.run import Run
+
+        Run(save).save_rows(what, rows)
+    _print(rows, as_json)
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this much mass.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the continuation; may be repeated.")] = None,
+) -> None:
+    """Continue a prompt, streamed to the terminal."""
+    from hinny.infer.engine import generate as stream
+
+    for piece in stream(run, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                        seed=seed, stop=tuple(stop or ())):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def study(
+    source: Annotated[str, typer.Argument(help="A study's file or shipped name.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Study directory; out/NAME by default.")] = None,
+    text: Annotated[list[Path] | None, typer.Option(help="Text files or folders to train on; may be repeated.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="A JSON-lines file to train on, with --field.")] = None,
+    field: Annotated[str | None, typer.Option(help="With --jsonl: the field that holds the text.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time; one a core by default.")] = None,
+) -> None:
+    """The main job: several recipes on the same data, evaluated and timed alike, one report."""
+    from hinny.study.plan import study as run
+
+    run(source, out=out, text=text, jsonl=jsonl, field=field, jobs=jobs, overrides=overrides or ())
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Study directory.")]) -> None:
+    """Write a study's report again from its result files."""
+    from hinny.study.report import report as write
+
+    print(write(folder))

@@ -1,0 +1,162 @@
+"""Token shards on disk: Megatron's indexed data set, a pair PREFIX.bin and PREFIX.idx, byte for byte.
+
+.bin holds the tokens of all sequences, nothing else. .idx, little-endian: 9 bytes of magic, u64 version 1, u8 dtype
+code, u64 sequences S, u64 D = documents + 1, S i32 lengths in tokens, S i64 byte offsets of the sequences in .bin,
+D i64 document boundaries 0, end of document 1, …, S counted in sequences; multimodal files add S i8 modes.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hinny.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<QBQQ")
+DTYPES: dict[int, np.dtype] = {
+    code: np.dtype(kind)
+    for code, kind in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}.items()
+}
+"""dtype code of .idx → type of a token in .bin. Code 6 is f64 and 7 is f32, as Megatron has them."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 for a vocabulary below 65500, else int32: Megatron's rule."""
+    return DTYPES[8] if vocab_size < 65500 else DTYPES[4]
+
+
+class ShardWriter:
+    """Writes one shard; use as a context manager. The .idx appears only when all went well.
+
+    `dtype` is a numpy integer or float type of DTYPES, see `token_dtype`.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype) -> None:
+        codes = [code for code, known in DTYPES.items() if known == dtype]
+        assert codes, f"{dtype} has no code in the .idx format"
+        self.prefix = Path(prefix)
+        self.dtype = np.dtype(dtype)
+        self._code = codes[0]
+        self._lengths: list[int] = []
+        self._boundaries = [0]
+        self._file = open(f"{self.prefix}.bin", "wb")  # noqa: SIM115  closed by __exit__
+
+    def add(self, tokens: ArrayLike) -> None:
+        """Append one sequence to the current document."""
+        array = np.asarray(tokens)
+        stored = array.astype(self.dtype)
+        if not np.array_equal(stored, array):
+            raise DataError(f"{self.prefix}.bin: tokens {array.min()} to {array.max()} exceed {self.dtype.name}.")
+        self._file.write(stored.tobytes())
+        self._lengths.append(len(stored))
+
+    def end_document(self) -> None:
+        """Close the current document; the next sequence belongs to another."""
+        self._boundaries.append(len(self._lengths))
+
+    def add_document(self, tokens: ArrayLike) -> None:
+        """Append a document of one sequence."""
+        self.add(tokens)
+        self.end_document()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+        if kind is None:
+            Path(f"{self.prefix}.idx").write_bytes(self._index())
+
+    def _index(self) -> bytes:
+        assert self._boundaries[-1] == len(self._lengths), "a shard ends inside a document: end_document is missing"
+        lengths = np.array(self._lengths, dtype="<i4")
+        offsets = np.cumsum(lengths, dtype="<i8") - lengths
+        return b"".join([
+            MAGIC, HEADER.pack(VERSION, self._code, len(lengths), len(self._boundaries)), lengths.tobytes(),
+            (offsets * self.dtype.itemsize).astype("<i8").tobytes(), np.array(self._boundaries, "<i8").tobytes()])
+
+
+class Shard:
+    """A shard mapped into memory: `len` sequences, `shard[i]` one of them, `tokens(a, b)` any stretch across them.
+
+    document_indices (documents + 1,) counts sequences; document_ends (documents,) counts tokens. DataError if the pair
+    is incomplete, foreign, cut off or does not fit together.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        self.prefix = Path(prefix)
+        index = Path(f"{prefix}.idx")
+        data = Path(f"{prefix}.bin")
+        for path in (index, data):
+            if not path.is_file():
+                raise DataError(f"{path} is missing; a shard is a pair of .bin and .idx.")
+        try:
+            content = index.read_bytes()
+            bin_size = data.stat().st_size
+            self._read_index(index, content)
+            self._check_data(data, bin_size)
+            self._tokens = np.memmap(data, dtype=self.dtype, mode="r") if bin_size else np.zeros(0, self.dtype)
+        except OSError as fault:
+            raise DataError(f"{fault.filename or index}: cannot be read: {fault.strerror}.") from None
+
+    def _read_index(self, path: Path, content: bytes) -> None:
+        start = len(MAGIC) + HEADER.size
+        if content[:len(MAGIC)] != MAGIC:
+            raise DataError(f"{path}: not a Megatron index: begins with {content[:len(MAGIC)]!r}, expected {MAGIC!r}.")
+        if len(content) < start:
+            raise DataError(f"{path}: cut off: {len(content)} bytes, the header alone has {start}.")
+        version, code, n_sequences, n_boundaries = HEADER.unpack_from(content, len(MAGIC))
+        if version != VERSION:
+            raise DataError(f"{path}: index version {version}, expected {VERSION}.")
+        if code not in DTYPES:
+            raise DataError(f"{path}: unknown dtype code {code}, expected one of {', '.join(map(str, DTYPES))}.")
+        expected = start + 12 * n_sequences + 8 * n_boundaries
+        if len(content) not in (expected, expected + n_sequences):
+            what = "cut off" if len(content) < expected else "longer than its header says"
+            raise DataError(f"{path}: {what}: {len(content)} bytes, expected {expected} for {n_sequences} sequences "
+                            f"and {n_boundaries} document boundaries (or {expected + n_sequences} with modes).")
+        self.dtype = DTYPES[code]
+        self.lengths = np.frombuffer(content, "<i4", n_sequences, start)
+        self._offsets = np.frombuffer(content, "<i8", n_sequences, start + 4 * n_sequences)
+        self.document_indices = np.frombuffer(content, "<i8", n_boundaries, start + 12 * n_sequences)
+        ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        self._starts = ends
+        self.n_tokens = int(ends[-1])
+        if (self.lengths < 0).any() or not np.array_equal(self._offsets, ends[:-1] * self.dtype.itemsize):
+            raise DataError(f"{path}: damaged: the sequence offsets are not the running sum of the sequence lengths.")
+        boundaries = self.document_indices
+        if not n_boundaries or boundaries[0] or boundaries[-1] != n_sequences or (np.diff(boundaries) < 0).any():
+            raise DataError(f"{path}: damaged: document boundaries must rise from 0 to {n_sequences} sequences.")
+        self.document_ends = ends[boundaries[1:]]
+
+    def _check_data(self, path: Path, size: int) -> None:
+        expected = self.n_tokens * self.dtype.itemsize
+        if size != expected:
+            raise DataError(f"{path}: {size} bytes, but its .idx lists {self.n_tokens} tokens of {self.dtype.name}, "
+                            f"{expected} bytes; is it of another shard, or cut off?")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, sequence: int) -> np.ndarray:
+        if not -len(self) <= sequence < len(self):
+            raise IndexError(f"sequence {sequence} of {len(self)}")
+        sequence %= len(self)
+        return self.tokens(int(self._starts[sequence]), int(self._starts[sequence + 1]))
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) of the shard, counted over all sequences; a view of the file."""
+        assert 0 <= start <= stop <= self.n_tokens, (start, stop, self.n_tokens)
+        return self._tokens[start:stop]
+
+    def documents_of(self, start: int, stop: int) -> np.ndarray:
+        """For each token of [start, stop) the number of its document in the shard."""
+        return np.searchsorted(self.document_ends, np.arange(start, stop), side="right")
+
+

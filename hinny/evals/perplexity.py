@@ -1,0 +1,80 @@
+"""Held-out loss: per token, per byte, and by how much of the document the model has seen."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from hinny.data.mix import Batch, heldout_batches
+from hinny.errors import ConfigError
+from hinny.evals.options import EvalOptions
+from hinny.infer.engine import Engine
+from hinny.layers.attention import positions
+from hinny.run import row
+
+ROWS_AT_ONCE = 16
+
+
+def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
+    """Loss on the first `options.windows` held-out windows of the training length, documents apart as in training.
+
+    The interval is 95 % over windows. Position counts tokens of the same document in front of the predicted one.
+    """
+    recipe = engine.run.recipe
+    if recipe.data.path is None:
+        raise ConfigError(f"{engine.run.path}: its recipe names no data.path, so there is no held-out text.")
+    losses, places, windows, n_bytes = [], [], [], 0
+    for batch in heldout_batches(recipe.data, seq_len=recipe.train.seq_len, windows=options.windows,
+                                 batch_size=ROWS_AT_ONCE):
+        loss, place, window = _score(engine, batch)
+        losses.append(loss)
+        places.append(place)
+        windows.append(window + (windows[-1][-1] + 1 if windows else 0))
+        n_bytes += _bytes(engine, batch)
+    loss, place, window = (np.concatenate(part) for part in (losses, places, windows))
+    by_window = np.array([loss[window == w].mean() for w in np.unique(window)])
+    half = 1.96 * by_window.std(ddof=1) / math.sqrt(len(by_window)) if len(by_window) > 1 else math.nan
+    mean, name = float(loss.mean()), recipe.name
+    per_byte = float(loss.sum()) / math.log(2) / n_bytes
+    shape = f"windows={len(by_window)} length={recipe.train.seq_len}"
+    low, high = (mean - half, mean + half) if half == half else (None, None)
+    rows = [row("held_out_loss", name, mean, "nats/token", shape=shape, low=low, high=high),
+            row("bits_per_byte", name, per_byte, "bits/byte", shape=shape)]
+    edges = [0, 4, *(2 ** i for i in range(3, 40) if 2 ** i < recipe.train.seq_len), recipe.train.seq_len]
+    for first, end in zip(edges[:-1], edges[1:], strict=True):
+        inside = loss[(place >= first) & (place < end)]
+        if inside.size:
+            rows.append(row("loss_by_position", name, float(inside.mean()), "nats/token",
+                            shape=f"position={first}-{end - 1}"))
+    return rows
+
+
+def _score(engine: Engine, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Loss, place in the document and row of each counted target of the batch."""
+    tokens, targets, mask = (torch.from_numpy(a) for a in (batch.tokens, batch.targets, batch.mask))
+    segments = None if batch.segments is None else torch.from_numpy(batch.segments).to(engine.device)
+    with torch.no_grad():
+        logits = engine.model(tokens.to(engine.device), segments=segments)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().to(engine.device), reduction="none")
+    row_of = np.arange(len(tokens))[:, None].repeat(tokens.shape[1], axis=1)
+    return loss.cpu().view_as(tokens)[mask].double().numpy(), _places(batch)[batch.mask], row_of[batch.mask]
+
+
+def _places(batch: Batch) -> np.ndarray:
+    """How many tokens of its document stand in front of each token (b t), within its row."""
+    count = np.broadcast_to(np.arange(batch.tokens.shape[1]), batch.tokens.shape)
+    if batch.segments is None:
+        return count
+    opens = np.diff(batch.segments, axis=1, prepend=-1) != 0
+    return count - np.maximum.accumulate(np.where(opens, count, 0), axis=1)
+
+
+def _bytes(engine: Engine, batch: Batch) -> int:
+    """Bytes of text behind the counted targets; the end-of-document token has none."""
+    keep = batch.mask & (batch.targets != engine.tokenizer.eod)
+    return sum(len(engine.tokenizer.decode(ids[k].tolist()).encode())
+               for ids, k in zip(batch.targets, keep, strict=True))

@@ -1,0 +1,103 @@
+"""Recall from the context: Phonebook (paper section 3.3.3), multi-query recall, copying.
+
+Answers are scored in one pass over prompt and answer: greedy decoding writes an answer exactly if each of its tokens
+is the likeliest one after the true tokens before it, so `exact` is the accuracy of greedy generation. Single digits are
+scored in the same pass, that is, after the true digits in front of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from hinny.data import synthetic
+from hinny.evals.options import EvalOptions
+from hinny.infer.engine import Engine
+from hinny.run import row
+
+TOKENS_AT_ONCE = 8192
+
+
+def phonebook(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
+    """Exact numbers and single digits, both forms, by length; chance is the score against another prompt's number."""
+    trained = engine.run.recipe.data.synthetic
+    digits = trained.phonebook_digits if trained else 10
+    rows = []
+    for form in ("standard", "reversed"):
+        for length in options.lengths:
+            rng = np.random.default_rng([options.seed, length, form == "reversed"])
+            examples = [synthetic.phonebook(rng, engine.tokenizer, length=length, digits=digits, form=form)
+                        for _ in range(options.samples)]
+            rows += _phonebook_rows(engine, examples, f"form={form} length={length} digits={digits}")
+    return rows
+
+
+def _phonebook_rows(engine: Engine, examples: list[synthetic.Example], shape: str) -> list[dict[str, Any]]:
+    truth, guess = _answers(engine, examples)
+    is_digit = [np.array([engine.tokenizer.decode([int(t)]).strip().isdigit() for t in answer]) for answer in truth]
+    numbers = [t[d] for t, d in zip(truth, is_digit, strict=True)]
+    guesses = [g[d] for g, d in zip(guess, is_digit, strict=True)]
+    exact = [bool((g == t).all()) for g, t in zip(guess, truth, strict=True)]
+    digits = np.concatenate([g == t for g, t in zip(guesses, numbers, strict=True)])
+    shifted = np.concatenate([g == t for g, t in zip(guesses, [*numbers[1:], numbers[0]], strict=True)])
+    return [_share("phonebook.exact", engine, np.array(exact), shape),
+            _share("phonebook.digits", engine, digits, shape),
+            _share("phonebook.chance_digits", engine, shifted, shape)]
+
+
+def mqar(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
+    """Share of queried keys whose value is recalled, by number of pairs."""
+    rows = []
+    for pairs in options.pairs:
+        rng = np.random.default_rng([options.seed, pairs, 7])
+        examples = [synthetic.mqar(rng, engine.tokenizer, pairs=pairs) for _ in range(options.samples)]
+        truth, guess = _answers(engine, examples)
+        right = np.concatenate(guess) == np.concatenate(truth)
+        rows.append(_share("mqar.accuracy", engine, right, f"pairs={pairs} length={len(examples[0].tokens)}"))
+    return rows
+
+
+def copying(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
+    """Share of the tokens of a random string that are repeated rightly, by the length of prompt and copy."""
+    rows = []
+    for length in options.lengths:
+        rng = np.random.default_rng([options.seed, length, 11])
+        examples = [synthetic.copy(rng, engine.tokenizer, length=length) for _ in range(options.samples)]
+        truth, guess = _answers(engine, examples)
+        right = np.concatenate(guess) == np.concatenate(truth)
+        rows.append(_share("copy.accuracy", engine, right, f"length={length}"))
+    return rows
+
+
+def _answers(engine: Engine, examples: list[synthetic.Example]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """True answer tokens of each example, and the likeliest token at each of their places."""
+    longest = max(len(example.tokens) for example in examples)
+    at_once = max(1, TOKENS_AT_ONCE // longest)
+    truth, guess = [], []
+    for start in range(0, len(examples), at_once):
+        group = examples[start:start + at_once]
+        tokens = torch.full((len(group), longest), engine.tokenizer.eod)
+        for i, example in enumerate(group):
+            # padding lies behind the answers and layers are causal: it cannot change a score
+            tokens[i, :len(example.tokens)] = torch.tensor(example.tokens)
+        best = engine.logits(tokens).argmax(dim=-1).cpu().numpy()
+        for i, example in enumerate(group):
+            places = np.flatnonzero(example.answers)
+            truth.append(np.asarray(example.tokens)[places])
+            guess.append(best[i, places - 1])
+    return truth, guess
+
+
+def _share(what: str, engine: Engine, right: np.ndarray, shape: str) -> dict[str, Any]:
+    low, high = wilson(int(right.sum()), right.size)
+    return row(what, engine.run.recipe.name, float(right.mean()), "share", shape=shape, low=low, high=high)
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson's score interval)."""
+    z, p = 1.96, hits / n
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)

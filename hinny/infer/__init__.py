@@ -1,0 +1,1 @@
+"""Inference: the engine that turns a run into text, token by token or many at once."""

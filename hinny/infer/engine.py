@@ -1,0 +1,99 @@
+"""A run, opened for use: text from a prompt, logits from tokens. One sequence of states for all four families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hinny import tokenizer as tokenizers
+from hinny.checkpoint.store import load_model
+from hinny.errors import RequestError
+from hinny.infer.sampler import Sampling, sample
+from hinny.model import Model
+from hinny.run import Run
+from hinny.tokenizer import Tokenizer
+
+
+def load(run: str | Path, device: str = "cpu") -> tuple[Model, Tokenizer]:
+    """The model of a run directory at its latest checkpoint, and its tokenizer."""
+    opened = Run(Path(run))
+    return load_model(opened, device=device), tokenizers.load(opened.path)
+
+
+class Engine:
+    """A model and its tokenizer, without gradients."""
+
+    def __init__(self, run: str | Path, device: str = "cpu") -> None:
+        """`run`: a run directory with at least one checkpoint."""
+        self.run = Run(Path(run))
+        self.model, self.tokenizer = load(run, device)
+        self.model.eval().requires_grad_(False)
+        self.device = device
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits (b t v) of whole sequences (b t); a row may be padded on its right, for no position looks there."""
+        return self.model(tokens.to(self.device))
+
+    @torch.no_grad()
+    def tokens(self, prompt: list[int], max_tokens: int, sampling: Sampling | None = None) -> Iterator[int]:
+        """Up to `max_tokens` new tokens after the prompt; ends after the end-of-document token."""
+        if not prompt:
+            raise RequestError("the prompt is empty; give at least one token.")
+        if max_tokens < 1:
+            raise RequestError(f"max_tokens is {max_tokens}; it must be 1 or more.")
+        sampling = sampling or Sampling()
+        generator = sampling.generator()
+        state = self.model.init_state(1)
+        piece = torch.tensor([prompt], device=self.device)
+        for _ in range(max_tokens):
+            hidden = self.model.hidden(piece, state)[:, -1]
+            token = sample(hidden @ self.model.output_weight.T, sampling, generator)
+            yield int(token)
+            if int(token) == self.tokenizer.eod:
+                return
+            piece = token.view(1, 1).to(self.device)
+
+    def stream(self, prompt: str, *, max_tokens: int, sampling: Sampling | None = None,
+               stop: tuple[str, ...] = ()) -> Iterator[str]:
+        """Pieces of text as they become certain; ends before the first string of `stop`, which is never shown."""
+        ids = self.tokenizer.encode(prompt)
+        # decoded with the prompt in front: some tokenizers drop a leading space
+        before = len(self.tokenizer.decode(ids))
+        shown = text = ""
+        for token in self.tokens(ids.copy(), max_tokens, sampling):
+            if token == self.tokenizer.eod:
+                break
+            ids.append(token)
+            text = self.tokenizer.decode(ids)[before:]
+            if hits := [at for word in stop if (at := text.find(word)) >= 0]:
+                yield text[len(shown):min(hits)]
+                return
+            certain = _certain(text, stop)
+            if len(certain) > len(shown):
+                yield certain[len(shown):]
+                shown = certain
+        yield text[len(shown):]
+
+    def generate(self, prompt: str, *, max_tokens: int, sampling: Sampling | None = None,
+                 stop: tuple[str, ...] = ()) -> str:
+        """The continuation of `prompt`, whole. Arguments as in `stream`."""
+        return "".join(self.stream(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop))
+
+
+def _certain(text: str, stop: tuple[str, ...]) -> str:
+    """`text` without an unfinished character, and without an end that may be the start of a stop string."""
+    text = text.rstrip("\ufffd")
+    held = max((n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])), default=0)
+    return text[:len(text) - held]
+
+
+def generate(run: str | Path, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0,
+             top_k: int | None = None, top_p: float | None = None, seed: int | None = None,
+             stop: tuple[str, ...] = ()) -> Iterator[str]:
+    """Pieces of the continuation of `prompt` by the model in `run`; greedy unless temperature is above 0."""
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    return Engine(run).stream(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop)

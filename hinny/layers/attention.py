@@ -1,0 +1,64 @@
+"""Causal grouped-query attention, with rotary positions or none (paper section 2.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hinny import ops
+from hinny.config import ModelConfig
+from hinny.state import KVState
+
+
+class Attention(nn.Module):
+    """x (b t d) → x (b t d): h query heads share g key/value heads, head i using head i // (h / g)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.attention is not None
+        self.config = c = config.attention
+        self.q = nn.Linear(config.d_model, c.n_heads * c.head_dim, bias=False)
+        self.k = nn.Linear(config.d_model, c.n_kv_heads * c.head_dim, bias=False)
+        self.v = nn.Linear(config.d_model, c.n_kv_heads * c.head_dim, bias=False)
+        self.o = nn.Linear(c.n_heads * c.head_dim, config.d_model, bias=False)
+        self.std = config.init_std
+        self.out_std = config.output_init_std or config.init_std / math.sqrt(2 * config.depth)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """N(0, init_std); the output projection smaller, so that depth does not grow the residual stream."""
+        for linear in (self.q, self.k, self.v):
+            nn.init.normal_(linear.weight, std=self.std, generator=generator)
+        nn.init.normal_(self.o.weight, std=self.out_std, generator=generator)
+
+    def forward(self, x: Tensor, state: KVState | None = None, segments: Tensor | None = None) -> Tensor:
+        """x (b t d) → (b t d). `state`, if given, is read and gets the new keys and values."""
+        heads = (*x.shape[:2], -1, self.config.head_dim)
+        q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
+        if self.config.positions == "rope":
+            position = positions(x, 0 if state is None else state.length, segments)
+            base, rope_dim = self.config.rope_base, self.config.rope_dim
+            assert base is not None
+            q = ops.rope(q, position, base=base, rope_dim=rope_dim)
+            k = ops.rope(k, position, base=base, rope_dim=rope_dim)
+        if state is not None:
+            state.append(k, v)
+            k, v = state.k.to(q.dtype), state.v.to(q.dtype)
+        return self.o(ops.attention(q, k, v, segments=segments).flatten(2))
+
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> KVState:
+        """The state before the first token: no keys."""
+        shape = (batch_size, 0, self.k.weight.shape[0] // self.config.head_dim, self.config.head_dim)
+        empty = torch.empty(shape, device=device, dtype=self.k.weight.dtype)
+        return KVState(k=empty, v=empty.clone())
+
+
+def positions(x: Tensor, start: int, segments: Tensor | None) -> Tensor:
+    """Position of each token in its document: (t,), or (b t) where documents are packed."""
+    count = torch.arange(start, start + x.shape[1], device=x.device)
+    if segments is None:
+        return count
+    opens = torch.ones_like(segments, dtype=torch.bool)
+    opens[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return count - torch.where(opens, count, 0).cummax(dim=1).values

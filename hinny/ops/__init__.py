@@ -1,0 +1,30 @@
+"""Pure functions on tensors: the sequence mixers, norms and the loss, each with its definition beside it."""
+
+from hinny.ops.attention import attention, attention_reference, rope
+from hinny.ops.backend import use_backend
+from hinny.ops.conv import causal_conv, causal_conv_reference, causal_conv_step
+from hinny.ops.loss import linear_cross_entropy, linear_cross_entropy_reference
+from hinny.ops.norm import gated_rms_norm, layer_norm_1p, rms_norm
+from hinny.ops.scan import selective_scan, selective_scan_recurrence, selective_scan_step
+from hinny.ops.ssd import ssd, ssd_recurrence, ssd_step
+
+__all__ = [
+    "attention",
+    "attention_reference",
+    "causal_conv",
+    "causal_conv_reference",
+    "causal_conv_step",
+    "gated_rms_norm",
+    "layer_norm_1p",
+    "linear_cross_entropy",
+    "linear_cross_entropy_reference",
+    "rms_norm",
+    "rope",
+    "selective_scan",
+    "selective_scan_recurrence",
+    "selective_scan_step",
+    "ssd",
+    "ssd_recurrence",
+    "ssd_step",
+    "use_backend",
+]

@@ -1,0 +1,150 @@
+"""Time and memory of a model on named hardware: arithmetic from counts, not measurements. No torch.
+
+A decode step moves T = W + B c L + 2 B S bytes: weights W once, and for each of B sequences its keys and values (c
+bytes for each of L tokens) and its state, S bytes read and written. That is our arithmetic for the paper's prediction
+of "up to 8x faster", whose own formula is not known. Its time is the larger of T over the bandwidth and the FLOPs over
+the peak rate. Prefill and training run at an assumed share of the peak (`mfu`).
+Every result says whether it fits the device's memory (`fits`); one that does not is the time it would take if it did.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hinny import counts
+from hinny.config import ModelConfig
+from hinny.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device by its vendor's public data sheet: peaks that no program reaches."""
+
+    name: str
+    flops: float
+    """Dense bfloat16 matrix FLOP/s, without structured sparsity."""
+    bandwidth: float
+    """Memory bytes/s."""
+    memory: float
+    """Memory bytes."""
+
+
+HARDWARE = {h.name: h for h in (
+    Hardware("A100", 312e12, 2.039e12, 80e9),      # A100 80GB SXM
+    Hardware("H100", 989.4e12, 3.35e12, 80e9),     # H100 SXM5
+    Hardware("H200", 989.4e12, 4.8e12, 141e9),     # H200 SXM
+    Hardware("B200", 2250e12, 8.0e12, 180e9),      # DGX/HGX B200, a GPU
+    Hardware("L40S", 362.05e12, 0.864e12, 48e9),
+    Hardware("RTX4090", 165.2e12, 1.008e12, 24e9),  # float32 accumulation
+    Hardware("MI300X", 1307.4e12, 5.3e12, 192e9),
+)}
+"""Name → device. Figures are those of the vendors' public data sheets (NVIDIA, AMD)."""
+
+USABLE = 0.9
+"""Assumed share of the memory that is left to the model by runtime, buffers and fragmentation."""
+
+TRAINING_BYTES = 16
+"""Bytes per parameter in training: float32 weight, gradient and the two moments of Adam."""
+
+
+def find_hardware(name: str) -> Hardware:
+    """The device called `name`; ConfigError with the known names."""
+    if name in HARDWARE:
+        return HARDWARE[name]
+    near = difflib.get_close_matches(name.upper(), HARDWARE, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(HARDWARE)}."
+    raise ConfigError(f"hardware {name!r} is not known. {hint}")
+
+
+def decode_bytes(model: ModelConfig, batch: int, context: int, *, dtype_bytes: int = 2,
+                 state_dtype_bytes: int = 4) -> int:
+    """Bytes moved by one decode step: T = W + B c L + 2 B S."""
+    return (counts.decode_weight_bytes(model, dtype_bytes=dtype_bytes)
+            + batch * context * counts.kv_bytes_per_token(model, dtype_bytes=dtype_bytes)
+            + 2 * batch * counts.state_bytes(model, dtype_bytes=state_dtype_bytes))
+
+
+def decode(model: ModelConfig, hardware: Hardware, *, batch: int, context: int, dtype_bytes: int = 2,
+           state_dtype_bytes: int = 4) -> dict[str, Any]:
+    """One decode step of `batch` sequences with `context` tokens each: seconds, tokens/s of all together, memory.
+
+    `limit` says what the time is bound by, bandwidth or compute. dtype_bytes: weights, keys and values.
+    """
+    _check(batch=batch, context=context)
+    moved = decode_bytes(model, batch, context, dtype_bytes=dtype_bytes, state_dtype_bytes=state_dtype_bytes)
+    memory = inference_memory(model, hardware, batch=batch, context=context, dtype_bytes=dtype_bytes,
+                              state_dtype_bytes=state_dtype_bytes)
+    seconds, limit = _roofline(batch * counts.decode_flops(model, context), hardware.flops, moved, hardware)
+    return {"hardware": hardware.name, "batch": batch, "context": context, "seconds": seconds,
+            "tokens_per_s": batch / seconds, "bytes_moved": moved, "limit": limit, **memory}
+
+
+def prefill(model: ModelConfig, hardware: Hardware, *, batch: int, context: int, mfu: float, dtype_bytes: int = 2,
+            state_dtype_bytes: int = 4) -> dict[str, Any]:
+    """Reading `batch` prompts of `context` tokens up to the first new token, at share `mfu` of the peak rate."""
+    _check(batch=batch, context=context)
+    _check_share(mfu)
+    per_prompt = (context * (counts.forward_flops(model, context) - counts.head_flops(model))
+                  + counts.head_flops(model))
+    memory = inference_memory(model, hardware, batch=batch, context=context, dtype_bytes=dtype_bytes,
+                              state_dtype_bytes=state_dtype_bytes)
+    seconds, limit = _roofline(batch * per_prompt, mfu * hardware.flops, memory["memory_bytes"], hardware)
+    return {"hardware": hardware.name, "batch": batch, "context": context, "mfu": mfu, "seconds": seconds,
+            "tokens_per_s": batch * context / seconds, "limit": limit, **memory}
+
+
+def training_speed(model: ModelConfig, hardware: Hardware, *, seq_len: int, mfu: float) -> float:
+    """Tokens/s of one device that trains at share `mfu` of its peak rate."""
+    _check_share(mfu)
+    return mfu * hardware.flops / counts.training_flops(model, seq_len)
+
+
+def inference_memory(model: ModelConfig, hardware: Hardware, *, batch: int, context: int, dtype_bytes: int = 2,
+                     state_dtype_bytes: int = 4) -> dict[str, Any]:
+    """Weights and what the sequences hold, whether they fit, and the largest batch that does (0: not even one)."""
+    _check(batch=batch, context=context)
+    weights = counts.weight_bytes(model, dtype_bytes=dtype_bytes)
+    sequence = (context * counts.kv_bytes_per_token(model, dtype_bytes=dtype_bytes)
+                + counts.state_bytes(model, dtype_bytes=state_dtype_bytes))
+    usable = int(USABLE * hardware.memory)
+    # a pure MLP stack holds nothing per sequence: its batch is not bound by memory
+    largest = max(0, (usable - weights) // sequence) if sequence else None
+    total = weights + batch * sequence
+    return {"memory_bytes": total, "weight_bytes": weights, "bytes_per_sequence": sequence,
+            "usable_bytes": usable, "fits": total <= usable, "max_batch": largest}
+
+
+def training_memory(model: ModelConfig, hardware: Hardware, *, seq_len: int, micro_batch: int, devices: int = 1,
+                    activation_bytes: int = 2) -> dict[str, Any]:
+    """Weights, gradients and Adam's moments sharded over `devices`, and roughly the activations of a micro-batch.
+
+    `devices_needed` is the smallest number of devices on which it fits; None where the activations alone do not.
+    """
+    _check(seq_len=seq_len, micro_batch=micro_batch, devices=devices)
+    states = TRAINING_BYTES * counts.parameters(model).total
+    activations = activation_bytes * micro_batch * seq_len * counts.kept_per_token(model, seq_len)
+    usable = int(USABLE * hardware.memory)
+    room = usable - activations
+    total = math.ceil(states / devices) + activations
+    return {"memory_bytes": total, "states_bytes": math.ceil(states / devices), "activation_bytes": activations,
+            "usable_bytes": usable, "fits": total <= usable,
+            "devices_needed": math.ceil(states / room) if room > 0 else None}
+
+
+def _roofline(flops: float, rate: float, moved: float, hardware: Hardware) -> tuple[float, str]:
+    compute, transfer = flops / rate, moved / hardware.bandwidth
+    return (compute, "compute") if compute > transfer else (transfer, "bandwidth")
+
+
+def _check(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1.")
+
+
+def _check_share(mfu: float) -> None:
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"mfu is {mfu}; it is a share of the hardware's peak rate, above 0 and at most 1.")

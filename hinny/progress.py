@@ -1,0 +1,46 @@
+"""Progress of a training on the terminal: a bar where there is one, a line now and then where there is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+LINES = 10
+"""How many lines a training prints at most where there is no terminal."""
+
+
+def _left(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+
+
+@contextmanager
+def training_bar(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that takes the training loop's progress records: step, steps, loss, tokens_per_s, seconds_left."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(name, console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+               TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(name, total=None, note="")
+
+        def update(record: dict[str, Any]) -> None:
+            bar.update(task, total=record["steps"], completed=record["step"],
+                       note=f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s  "
+                            f"{_left(record['seconds_left'])}")
+
+        yield update
+
+
+def _lines(name: str, console: Console) -> Callable[[dict[str, Any]], None]:
+    def line(record: dict[str, Any]) -> None:
+        if record["step"] % max(1, record["steps"] // LINES) == 0 or record["step"] == record["steps"]:
+            console.print(f"{name}  step {record['step']}/{record['steps']}  loss {record['loss']:.3f}  "
+                          f"{record['tokens_per_s']:,.0f} tokens/s  {_left(record['seconds_left'])}", highlight=False)
+
+    return line

@@ -1,0 +1,188 @@
+"""The verb `show`: what a recipe is and costs, before anything is built. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hinny import counts, predict
+from hinny import pattern as patterns
+from hinny.config import ModelConfig, Recipe
+from hinny.verb import make_callable
+
+BATCH = 32
+"""The batch of the paper's own prediction of generation speed, as far as is known."""
+CONTEXTS = (4096, 16384, 32768, 131072)
+MFU = 0.3
+"""Share of the peak FLOP/s assumed for prefill and training: the paper's 8B runs on H100 had 0.299 and 0.307."""
+
+COLOURS = {"M": "cyan", "1": "blue", "*": "bold magenta", "-": "bright_black"}
+
+
+def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts: Iterable[int] = CONTEXTS,
+         mfu: float = MFU, devices: int = 1) -> dict[str, Any]:
+    """The figures of `recipe` as one JSON-able object.
+
+    Sizes are exact; FLOPs are counted as hinny.counts documents; `predictions` and `memory` are arithmetic for
+    `devices` of the named `hardware` (hinny.predict) and say where the model does not fit. Raises ConfigError for
+    hardware that is not known and sizes that are not positive.
+    """
+    model, device = recipe.model, predict.find_hardware(hardware)
+    count, length = counts.parameters(model), recipe.train.seq_len
+    activation_bytes = 2 if recipe.train.precision == "bf16" else 4
+    memory = predict.training_memory(model, device, seq_len=length, micro_batch=recipe.train.micro_batch_size,
+                                     devices=devices, activation_bytes=activation_bytes)
+    return {
+        "name": recipe.name,
+        "description": " ".join(recipe.description.split()),
+        "parameters": count.total,
+        "non_embedding": count.non_embedding,
+        "parameters_by_part": {
+            "embedding": count.embedding, "head": count.head, "norms": count.norms,
+            **{patterns.SYMBOLS[symbol]: number for symbol, number in count.layers.items()}},
+        "pattern": model.pattern,
+        "layers": {patterns.SYMBOLS[symbol]: number for symbol, number in counts.layer_counts(model).items()},
+        "allocation": _allocation(model),
+        "flops_length": length,
+        "flops_per_token": counts.training_flops(model, length),
+        "flops_per_token_forward": counts.forward_flops(model, length),
+        "flops_per_token_training": counts.training_flops(model, length),
+        "training_tokens": recipe.train.steps * recipe.train.batch_size * length,
+        "state_bytes": counts.state_bytes(model),
+        "kv_bytes_per_token": counts.kv_bytes_per_token(model),
+        "memory": {"weights_bf16_bytes": counts.weight_bytes(model), "training": memory},
+        "predictions": _predictions(recipe, device, batch, list(contexts), mfu),
+    }
+
+
+def _allocation(model: ModelConfig) -> list[str]:
+    """Megatron's log lines where the pattern came from ratios; an override shows only where it differs from them."""
+    if model.n_layers is None:
+        return []
+    ratios = model.attention_ratio or 0.0, model.mlp_ratio or 0.0
+    given = None if model.pattern == patterns.allocate(model.n_layers, *ratios) else model.pattern
+    return patterns.describe(model.n_layers, *ratios, given)
+
+
+def _predictions(recipe: Recipe, device: predict.Hardware, batch: int, contexts: list[int],
+                 mfu: float) -> dict[str, Any]:
+    model = recipe.model
+    return {
+        "assumptions": {"hardware": device.name, "source": "vendor's public data sheet", "flops_bf16": device.flops,
+                        "bandwidth": device.bandwidth, "memory": device.memory, "usable_memory": predict.USABLE,
+                        "mfu": mfu, "weights": "bf16", "keys_and_values": "bf16", "states": "fp32"},
+        "decode": [predict.decode(model, device, batch=batch, context=context) for context in contexts],
+        "prefill": [predict.prefill(model, device, batch=1, context=context, mfu=mfu) for context in contexts],
+        "training_tokens_per_s_per_device": predict.training_speed(model, device, seq_len=recipe.train.seq_len,
+                                                                   mfu=mfu),
+    }
+
+
+def show_pattern(n_layers: int, attention_ratio: float, mlp_ratio: float,
+                 override: str | None = None) -> dict[str, Any]:
+    """An allocation of layers as one JSON-able object: the pattern, layers by kind, positions, Megatron's log."""
+    pattern = patterns.resolve(n_layers, attention_ratio, mlp_ratio, override)
+    layers = patterns.parse(pattern)
+    return {
+        "pattern": pattern,
+        "layers": {patterns.SYMBOLS[symbol]: number for symbol, number in patterns.counts(pattern).items() if number},
+        "attention_at": [i for i, symbol in enumerate(layers) if symbol == "*"],
+        "allocation": patterns.describe(n_layers, attention_ratio, mlp_ratio, override),
+    }
+
+
+def render(figures: dict[str, Any], console: Console | None = None) -> str:
+    """What `show` or `show_pattern` found, as text as wide as the terminal and coloured where it is one."""
+    console = console or Console()
+    with console.capture() as captured:
+        console.print(_page(figures) if "predictions" in figures else _drawing(figures))
+    return captured.get().rstrip("\n")
+
+
+def _drawing(figures: dict[str, Any]) -> Group:
+    kinds = ", ".join(f"{number} {kind}" for kind, number in figures["layers"].items())
+    drawing = [_coloured(line, ruler=i % 2 == 0) for i, line in enumerate(patterns.draw(figures["pattern"]))]
+    return Group(*drawing, Text(kinds), *(Text(line, style="dim") for line in figures["allocation"]))
+
+
+def _page(figures: dict[str, Any]) -> Group:
+    sizes = Table.grid(padding=(0, 2))
+    for label, value in _sizes(figures):
+        sizes.add_row(Text(label, style="dim"), Text(value))
+    return Group(
+        Text(figures["name"], style="bold"), Text(figures["description"]), Text(),
+        Padding(_drawing(figures), (0, 0, 1, 2)), Padding(sizes, (0, 0, 1, 2)),
+        Padding(_prediction_table(figures["predictions"]), (0, 0, 0, 2)), Text(_note(figures), style="dim"))
+
+
+def _sizes(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    training = figures["memory"]["training"]
+    needed = training["devices_needed"]
+    fits = "fits" if training["fits"] else (
+        f"does not fit; sharded over {needed} devices it would" if needed else
+        "does not fit on any number of devices: lower train.micro_batch_size")
+    return [
+        ("parameters", f"{figures['parameters']:,}"),
+        ("without embedding and head", f"{figures['non_embedding']:,}"),
+        *((f"  {part}", f"{number:,}") for part, number in figures["parameters_by_part"].items() if number),
+        ("FLOPs a token, training", f"{quantity(figures['flops_per_token_training'])}FLOP at length "
+                                    f"{figures['flops_length']:,}"),
+        ("FLOPs a token, forward", f"{quantity(figures['flops_per_token_forward'])}FLOP"),
+        ("training tokens", f"{figures['training_tokens']:,}"),
+        ("state of a sequence", _bytes(figures["state_bytes"], "fp32")),
+        ("keys and values of a token", _bytes(figures["kv_bytes_per_token"], "bf16")),
+        ("weights", f"{quantity(figures['memory']['weights_bf16_bytes'])}B, bf16"),
+        ("training memory", f"{quantity(training['memory_bytes'])}B a device, about: {fits}"),
+    ]
+
+
+def _bytes(value: int, dtype: str) -> str:
+    return f"{quantity(value)}B, {dtype}" if value else "none"
+
+
+def _prediction_table(predictions: dict[str, Any]) -> Table:
+    batch, name = predictions["decode"][0]["batch"], predictions["assumptions"]["hardware"]
+    table = Table(title=f"Predicted on {name}, prefill of 1 and decode of {batch} sequences", title_justify="left",
+                  title_style="bold", box=None, padding=(0, 1))
+    for heading in ("context", "prefill tok/s", "decode tok/s", "memory", "fits", "max batch"):
+        table.add_column(heading, justify="right")
+    for decode, prefill in zip(predictions["decode"], predictions["prefill"], strict=True):
+        fits = "yes" if decode["fits"] else "only batch 1" if prefill["fits"] else "no"
+        largest = "any" if decode["max_batch"] is None else f"{decode['max_batch']:,}"
+        table.add_row(f"{decode['context']:,}", f"{prefill['tokens_per_s']:,.0f}", f"{decode['tokens_per_s']:,.0f}",
+                      f"{quantity(decode['memory_bytes'])}B", fits, largest)
+    return table
+
+
+def _note(figures: dict[str, Any]) -> str:
+    given = figures["predictions"]["assumptions"]
+    speed = figures["predictions"]["training_tokens_per_s_per_device"]
+    return (f"Arithmetic, not measured: {quantity(given['flops_bf16'])}FLOP/s, {quantity(given['bandwidth'])}B/s, "
+            f"{quantity(given['memory'])}B by the {given['source']}, {given['usable_memory']:.0%} of it usable. "
+            "A decode step reads weights, keys and values once and moves the states twice. Prefill and training run "
+            f"at {given['mfu']:.0%} of the peak: training {speed:,.0f} tokens/s a device.")
+
+
+def _coloured(line: str, *, ruler: bool) -> Text:
+    if ruler:
+        return Text(line, style="dim")
+    text = Text()
+    for symbol in line:
+        text.append(symbol, style=COLOURS[symbol])
+    return text
+
+
+def quantity(value: float) -> str:
+    """Three digits and a decimal prefix: 52.3 M."""
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:g} "
+
+
+make_callable(__name__, "hinny.show:show")

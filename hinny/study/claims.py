@@ -1,0 +1,148 @@
+"""The paper's 35 claims as a checklist: its text, its numbers at 8B, and the rule that decides it on a study.
+
+A claim without a rule is one that this kind of study does not test; what would test it is said in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hinny.study import rules
+from hinny.study.collect import Table
+from hinny.study.rules import UNCLEAR, Verdict
+
+Rule = Callable[[Table], Verdict]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper. `test` is the rule in words, or what would test it where there is no rule."""
+
+    id: str
+    text: str
+    paper: str
+    test: str
+    rule: Rule | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its verdict."""
+
+    claim: Claim
+    verdict: Verdict
+
+
+def judge(table: Table) -> list[Judged]:
+    """Every claim with the verdict of its rule on the figures of `table`."""
+    return [Judged(claim, claim.rule(table) if claim.rule else _untested(table, claim)) for claim in CLAIMS]
+
+
+def _untested(table: Table, claim: Claim) -> Verdict:
+    """Too small to tell, and the figure of this study that comes nearest, if there is one."""
+    what, families = NEAREST.get(claim.id, ("", ()))
+    found = [table.one(what, table.of_family(family)) for family in families]
+    near = [f"{table.label(f.variant)} {rules.spread(f)}" for f in found if f is not None]
+    names = {"held_out_loss": "held-out loss, nats/token"}
+    if near and len(near) == len(families):
+        return Verdict(UNCLEAR, f"Not tested. The nearest figure here, {names[what]}: {', '.join(near)}.", (what,))
+    return Verdict(UNCLEAR, "Not tested.")
+
+
+NEAREST = {"C10": ("held_out_loss", ("transformer", "mamba", "mamba2")),
+           "C22": ("held_out_loss", ("transformer", "hybrid")),
+           "C23": ("held_out_loss", ("transformer", "mamba2"))}
+"""Claims about standard tasks, which models of this size answer by chance → figure and families to show instead."""
+
+_SWEEP = "Needs a sweep of "
+_TASKS = "Needs models that answer the standard tasks above chance"
+_LONG = "Needs a study that extends the trained models to longer contexts"
+
+CLAIMS = [
+    Claim("C1", "The best share of attention layers is near 8 %.", "130M, 24 layers: loss lowest with 2 of 24",
+          _SWEEP + "0 to 6 attention layers of 24, three seeds or more, compared by held-out loss."),
+    Claim("C2", "The best share does not move with the model's size.", "also 8 % at 840M",
+          "Needs the sweep of C1 at two or three sizes."),
+    Claim("C3", "30 to 50 % of the layers can be MLPs at no cost in loss.", "attention 8 %, MLP from 5 to 50 %",
+          _SWEEP + "the share of MLP layers at equal parameters and tokens."),
+    Claim("C4", "More MLP layers train faster.", "50 % MLP 20 % faster than 5 %",
+          _SWEEP + "the share of MLP layers with training speed at equal parameters, on a GPU."),
+    Claim("C5", "Even spreading is as good as any placement of attention.", "no significant gain of another placement",
+          _SWEEP + "placements: even, first, middle, last, in blocks; loss and recall."),
+    Claim("C6", "Grouped-query attention is free in a hybrid.", "perplexity +0.04 % with 8 groups",
+          "Needs two hybrids that differ in KV heads alone."),
+    Claim("C7", "RoPE in the hybrid's attention does not help at the training length.",
+          "840M, mean of tasks: 52.19 without, 52.39 with", "Needs two hybrids that differ in positions alone."),
+    Claim("C8", "RoPE hurts the hybrid after extension.", "16K: 53.43 without; 52.61 and 51.52 with",
+          _LONG + ", with and without RoPE."),
+    Claim("C9", "Grouping the norm inside Mamba-2 changes nothing.", "no difference in loss",
+          "Needs two Mamba-2 models that differ in norm groups alone."),
+    Claim("C10", "Pure SSMs match or beat the Transformer on zero-shot tasks.",
+          "1.1T tokens, means without MMLU: 67.87 Transformer, 68.07 Mamba, 68.56 Mamba-2", _TASKS + "."),
+    Claim("C11", "Mamba and Mamba-2 reach the same quality.", "1.1T tokens, means: 56.71 and 57.28",
+          "Seen if mean held-out losses are less than 0.05 nats/token apart and so are each side's seeds; not seen if "
+          "the worst seed of one beats the best of the other by more than that.", rules.same_quality),
+    Claim("C12", "A Mamba-2 layer trains almost 3 times as fast as a Mamba layer at state size 128.", "about 3×",
+          "At a state of 128 or more in both. Seen if the slowest timing of Mamba-2 is at least twice the fastest of "
+          "Mamba; not seen if its fastest is less than twice the slowest.", rules.mamba2_trains_faster),
+    Claim("C13", "Pure SSMs lag on lettered multiple choice (few-shot MMLU).", "17 points behind at 1.1T tokens",
+          "Needs a lettered lookup task in training and evaluation."),
+    Claim("C14", "That gap shrinks with more tokens.", "1.4 points behind at 3.5T tokens",
+          "Needs the task of C13 along training."),
+    Claim("C15", "The gap is in the format, not the knowledge: on cloze questions SSMs match or win.",
+          "direction only; the table's values are not known to us", "Needs three wordings of the same questions."),
+    Claim("C16", "Transformers solve Phonebook up to the training length.", "near 100 % up to 4096 tokens",
+          "Seen if the worst seed answers 90 % at every asked length up to the training length; not seen if it does at "
+          "the shortest but the best seed does not at some longer one.", rules.transformer_solves_phonebook),
+    Claim("C17", "Pure SSMs fail Phonebook far below the training length.", "beyond about 500 of 4096 tokens",
+          "Seen if both pure SSMs, in their best seed, drop below half right at or before half the training length, "
+          "and before a model with attention does in its worst seed; not seen if both hold half right, in their worst "
+          "seed, up to the training length.", rules.pure_ssms_fail_phonebook),
+    Claim("C18", "SSM errors are fuzzy: digits of wrong numbers agree above chance.", "above chance",
+          "Seen if, for both pure SSMs, the share of right digits in wrong numbers exceeds that against another "
+          "prompt's number by more than 3 points, averaged over lengths, lowest seed against highest; not seen if it "
+          "is below that for both, highest against lowest.", rules.errors_are_fuzzy),
+    Claim("C19", "More training does not close the Phonebook gap.", "still open from 1.1T to 3.5T tokens",
+          "Needs Phonebook at several points of a longer training."),
+    Claim("C20", "Asking first (reversed Phonebook) changes the picture for SSMs.",
+          "sources disagree on the direction", "Seen if, for both pure SSMs, the forms' means over trained lengths are "
+          "more than 3 points apart, worst seed against best; not seen if every pair of seeds is closer than that.",
+          rules.reversing_changes_phonebook),
+    Claim("C21", "A hybrid with 8 % attention solves Phonebook up to and slightly beyond the training length.",
+          "4K model: to about 5.5K tokens",
+          "Seen if the worst seed answers 90 % at every asked length up to the training length and half at the "
+          "first one beyond; not seen if it answers 90 % at the shortest and the best seed fails one of these.",
+          rules.hybrid_solves_phonebook),
+    Claim("C22", "The hybrid beats the Transformer on all 12 standard tasks.", "mean 55.82 against 53.17",
+          _TASKS + "."),
+    Claim("C23", "With much data pure Mamba-2 also has the higher mean.", "54.69 against 53.17", _TASKS + "."),
+    Claim("C24", "RULER at the training length: hybrid above Transformer, far above Mamba-2.",
+          "81.99, 77.62 and 52.14", "Needs the RULER tasks at the training length."),
+    Claim("C25", "After extension the hybrid leads on RULER.", "13 points ahead at 16K", _LONG + " and runs RULER."),
+    Claim("C26", "The hybrid is slightly worse on multi-document questions.", "about 1 point behind",
+          "Needs questions over a growing number of irrelevant documents."),
+    Claim("C27", "The hybrid is more sensitive to the prompt's wording there.",
+          "10.63 to 16.16, against 15.25 to 17.68", "Needs several wordings of the questions of C26."),
+    Claim("C28", "Extension needs a short training at a tenth of the learning rate and no change of positions.",
+          "50B of 3.5T tokens, to 16K, 32K and 128K", _LONG + "."),
+    Claim("C29", "The extended hybrid stays perfect on Phonebook beyond its length.", "128K model beyond 150K tokens",
+          _LONG + " and asks Phonebook past them."),
+    Claim("C30", "Extended hybrids match or exceed the Transformer on the long tasks on average.",
+          "on average, 23 tasks",
+          _LONG + " and runs the long tasks."),
+    Claim("C31", "Packing unrelated documents into extension data hurts the hybrid more.", "named as a likely cause",
+          _LONG + ", with documents related and unrelated, apart and not."),
+    Claim("C32", "Hybrid and Transformer use the hardware equally well in training.", "29.9 and 30.7 % of the peak",
+          "On an accelerator. Seen if the ratio of their FLOP/s lies between 0.9 and 1.1 for every pair of timings; "
+          "not seen if it lies outside for every pair.", rules.equal_training_efficiency),
+    Claim("C33", "Decoding is predicted to be up to 8 times as fast at long context.", "up to 8×, a prediction",
+          "Seen if the largest predicted ratio of the hybrid's to the Transformer's decode speed is at least 8; not "
+          "seen if it is below 4. It is a prediction here, too.", rules.predicted_decode),
+    Claim("C34", "The hybrid lags the Transformer early in training and passes it later.", "no token count known to us",
+          "Seen if the hybrid's best seed is behind the Transformer's worst by more than 0.01 nats/token at some point "
+          "and its worst ahead of the best by that at the end; not seen if it is clearly ahead at every point.",
+          rules.crossover),
+    Claim("C35", "Four attention layers of 56 carry the ability to recall.", "24 Mamba-2, 4 attention, 28 MLP layers",
+          "Needs Phonebook and loss with attention layers switched off one by one."),
+]

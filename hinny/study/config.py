@@ -1,0 +1,168 @@
+"""The sections of a study: which recipes, seeds, measurements and predictions make one comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from hinny import counts
+from hinny.config import Recipe, Section, apply_override, find, load_recipe, read_toml, validate
+from hinny.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Lengths = Annotated[list[Positive], Field(min_length=1)]
+SHARED = ("data", "optim", "train")
+"""Sections of a recipe that a fair comparison keeps equal."""
+ALWAYS_DIFFER = ("train.seed", "data.path")
+"""Keys that the study itself sets, one run at a time."""
+
+
+class PrepareConfig(Section):
+    """Text and tokenizer; without text or jsonl, the Python standard library's sources and documentation."""
+
+    text: Annotated[list[str], Field(min_length=1)] | None = None
+    """Files and folders, a document a file."""
+    jsonl: str | None = None
+    field: str | None = None
+    """Name of the text in a line of jsonl."""
+    vocab_size: Positive
+    max_bytes: Positive | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> PrepareConfig:
+        if self.text and self.jsonl:
+            raise ValueError("text and jsonl exclude each other; remove one.")
+        if bool(self.jsonl) != bool(self.field):
+            raise ValueError("jsonl and field belong together: field names the text in each line.")
+        return self
+
+
+class EvalConfig(Section):
+    """What every trained model is asked."""
+
+    tasks: Annotated[list[Literal["heldout", "phonebook", "mqar", "copy"]], Field(min_length=1)]
+    samples: Positive
+    """Questions at each length, form or number of pairs."""
+    lengths: Lengths
+    """Lengths of the whole prompt of Phonebook and copying, tokens."""
+    pairs: Lengths
+    """Numbers of key-value pairs of multi-query recall (mqar)."""
+    windows: Positive
+    """Held-out windows of the training length."""
+
+
+class BenchConfig(Section):
+    """Timings, taken one at a time when all training is done."""
+
+    contexts: Lengths
+    """Tokens in the prompt for prefill and decode."""
+    train_steps: Positive
+
+
+class PredictConfig(Section):
+    """Models too large for this machine, predicted on named hardware."""
+
+    recipes: Annotated[list[str], Field(min_length=1)]
+    hardware: Annotated[list[str], Field(min_length=1)]
+    contexts: Lengths
+    batch: Positive
+
+
+class StudyConfig(Section):
+    """All that defines a study. `name` is the study file's name and the default folder's."""
+
+    name: str
+    description: str
+    recipes: Annotated[list[str], Field(min_length=1)]
+    """Names of shipped recipes, or paths of recipe files."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    match_tolerance: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Largest difference of non-embedding parameters, as a share of the smallest model's."""
+    may_differ: list[str] = Field(default_factory=list)
+    """Keys of data, optim and train in which recipes may differ, such as optim.lr; the report lists them."""
+    jobs: Positive | None = None
+    """Trainings at a time, one thread each; without it, as many as there are cores."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Keys set in every recipe, for instance train.steps."""
+    prepare: PrepareConfig
+    eval: EvalConfig
+    bench: BenchConfig | None = None
+    predict: PredictConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> StudyConfig:
+        for key, values in (("recipes", [Path(r).stem for r in self.recipes]), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} names the same one twice: {', '.join(map(str, values))}.")
+        if any(key in ALWAYS_DIFFER for key in flatten(self.overrides)):
+            raise ValueError(f"overrides may not set {' or '.join(ALWAYS_DIFFER)}: the study sets them for each run.")
+        return self
+
+    @property
+    def recipe_overrides(self) -> list[str]:
+        """The overrides as `key=value` items of a command line."""
+        return [f"{key}={_toml_value(value)}" for key, value in flatten(self.overrides).items()]
+
+
+def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one table of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _toml_value(value: Any) -> str:
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()
+
+
+def load_study(source: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
+    """The study in file `source`, or the shipped one of that name, changed by `key=value` overrides of the study."""
+    path = find("studies", source)
+    data = {"name": path.stem, **read_toml(path)}
+    for item in overrides:
+        apply_override(data, item)
+    return validate(StudyConfig, data, path.name)
+
+
+def load_recipes(config: StudyConfig) -> dict[str, Recipe]:
+    """The study's recipes with its overrides, by name. Raises ConfigError unless they can be compared fairly."""
+    recipes = {}
+    for source in config.recipes:
+        recipe = load_recipe(source, config.recipe_overrides)
+        recipes[recipe.name] = recipe
+    _check_matched(recipes, config.match_tolerance)
+    _check_alike(recipes, config.may_differ)
+    return recipes
+
+
+def differences(recipes: dict[str, Recipe]) -> dict[str, dict[str, Any]]:
+    """Keys of data, optim and train in which the recipes differ: key → recipe → value."""
+    flat = {name: flatten(recipe.model_dump(include=set(SHARED))) for name, recipe in recipes.items()}
+    keys = dict.fromkeys(key for table in flat.values() for key in table)
+    found = {key: {name: table.get(key) for name, table in flat.items()} for key in keys if key not in ALWAYS_DIFFER}
+    return {key: values for key, values in found.items() if len(set(map(repr, values.values()))) > 1}
+
+
+def _check_matched(recipes: dict[str, Recipe], tolerance: float) -> None:
+    sizes = {name: counts.parameters(recipe.model).non_embedding for name, recipe in recipes.items()}
+    least, most = (choose(sizes, key=lambda name: sizes[name]) for choose in (min, max))
+    if (gap := sizes[most] / sizes[least] - 1) > tolerance:
+        raise ConfigError(f"{most} has {sizes[most]:,} non-embedding parameters and {least} {sizes[least]:,}, "
+                          f"{gap:.1%} apart; match_tolerance allows {tolerance:.1%}. Change a width or the number of "
+                          "layers in one recipe (`hinny show RECIPE` counts), or raise match_tolerance.")
+
+
+def _check_alike(recipes: dict[str, Recipe], may_differ: list[str]) -> None:
+    found = differences(recipes)
+    for key, values in found.items():
+        if key not in may_differ:
+            listed = ", ".join(f"{value!r} in {name}" for name, value in values.items())
+            raise ConfigError(f"the recipes differ in {key}: {listed}. The study compares architectures, so data, "
+                              f'optim and train must be equal; or allow it: may_differ = ["{key}"].')
+    if idle := [key for key in may_differ if key not in found]:
+        raise ConfigError(f"may_differ names {idle[0]}, in which the recipes do not differ; remove it.")

@@ -1,0 +1,230 @@
+"""The report's plots: which figures of the table each shows, and a caption that can be read without the text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hinny.study.collect import Figure, Table
+from hinny.study.draw import Panel, Point, Series, short
+from hinny.study.rules import percent
+
+FORMS = {"standard": "Standard: question last", "reversed": "Reversed: question first"}
+CHANCE = 6
+"""Colour of chance levels."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Panels side by side under one caption, and the figures that they show."""
+
+    id: str
+    title: str
+    caption: str
+    panels: list[Panel]
+    figures: list[Figure]
+
+
+def plots(table: Table) -> list[Plot]:
+    """Every plot for which the study has figures."""
+    return [plot for make in (_learning, _positions, _phonebook, _digits, _recall, _speed, _memory, _predicted)
+            if (plot := make(table)) is not None]
+
+
+def models(table: Table, what: str) -> list[str]:
+    """The recipes that have a figure `what`, in the study's order, then the predicted ones."""
+    have = {figure.variant for figure in table.find(what)}
+    return [name for name in [*table.about["recipes"], *table.about["predicted"]] if name in have]
+
+
+def colour(table: Table, variant: str) -> int:
+    """A family keeps its colour through the report where the study has one recipe of each."""
+    group = table.about["recipes"] if variant in table.about["recipes"] else table.about["predicted"]
+    families = [recipe["family"] for recipe in group.values()]
+    order = ["transformer", "mamba", "mamba2", "hybrid"]
+    if len(set(families)) == len(families) and set(families) <= set(order):
+        return order.index(group[variant]["family"])
+    return list(group).index(variant)
+
+
+def _series(table: Table, what: str, axis: str, **shape: object) -> list[Series]:
+    found = []
+    for name in models(table, what):
+        if points := [_point(f, axis) for f in table.curve(what, name, axis, **shape)]:
+            found.append(Series(table.label(name), points, colour(table, name)))
+    return found
+
+
+def _point(figure: Figure, axis: str) -> Point:
+    return Point(figure.number(axis), figure.value, figure.low, figure.high, figure.shape.get("fits") != "no")
+
+
+def _ticks(series: list[Series]) -> list[float]:
+    """Where a logarithmic axis has labels: powers of two if there are some, a fifth of the axis or more apart."""
+    ticks = sorted({p.x for one in series for p in one.points})
+    powers = [tick for tick in ticks if math.log2(tick).is_integer()]
+    kept: list[float] = []
+    for tick in reversed(powers if len(powers) > 2 else ticks):
+        if not kept or kept[-1] / tick >= (ticks[-1] / ticks[0]) ** 0.2:
+            kept.append(tick)
+    return kept
+
+
+def _limits(panels: list[list[Series]], pad: float = 0.05) -> tuple[float, float]:
+    """One range of y for several panels, so that they can be compared by eye."""
+    values = [v for series in panels for one in series for p in one.points for v in (p.low, p.high)]
+    room = pad * ((max(values) - min(values)) or 1.0)
+    return min(values) - room, max(values) + room
+
+
+def seeds_note(figures: list[Figure]) -> str:
+    """What the bands of a plot are."""
+    seeds = {f.seeds for f in figures}
+    if seeds == {1}:
+        return "One seed."
+    number = "two" if seeds == {2} else str(max(seeds))
+    return f"Lines are means over {number} seeds, bands run from the lowest to the highest seed."
+
+
+def _trained(table: Table) -> tuple[float, str]:
+    return min(recipe["seq_len"] for recipe in table.about["recipes"].values()), "trained length"
+
+
+
+def _learning(table: Table) -> Plot | None:
+    train, held = (_series(table, what, "tokens") for what in ("train_loss", "held_out_curve"))
+    train = [Series(s.label, s.points[_settled(s.points):], s.colour) for s in train]
+    parts = [(title, series) for title, series in (("Held-out text", held), ("Training stream", train)) if series]
+    if not parts:
+        return None
+    panels = [Panel(title, "tokens seen", "loss, nats/token", series, limits=_limits([series]))
+              for title, series in parts]
+    figures = table.find("held_out_curve") + table.find("train_loss")
+    share = "The training stream includes the synthetic recall sequences, so its level differs from that of the text."
+    caption = f"Loss while training, lower is better. {share if train else ''} {seeds_note(figures)}"
+    return Plot("learning", "Learning curves", caption, panels, figures)
+
+
+def _settled(points: list[Point]) -> int:
+    """Index past the first tenth of training, whose fall from chance would flatten all the rest."""
+    return len(points) // 10
+
+
+def _positions(table: Table) -> Plot | None:
+    series = _series(table, "loss_by_position", "position")
+    if not series:
+        return None
+    # position 0 has no place on a logarithmic axis: the first range is drawn at 1
+    series = [Series(s.label, [Point(max(1, p.x), p.value, p.low, p.high) for p in s.points], s.colour) for s in series]
+    figures = table.find("loss_by_position")
+    caption = ("Held-out loss by the number of the document's tokens already read (start of each range), lower is "
+               f"better. A falling line means that the model uses longer context. {seeds_note(figures)}")
+    panel = Panel("", "tokens of context", "loss, nats/token", series, log_x=True, ticks=_ticks(series))
+    return Plot("positions", "Use of context on text", caption, [panel], figures)
+
+
+def _phonebook(table: Table) -> Plot | None:
+    panels = [Panel(title, "prompt, tokens", "numbers exactly right", series, log_x=True, limits=(-0.03, 1.03),
+                    mark=_trained(table), format_y=percent, ticks=_ticks(series))
+              for form, title in FORMS.items() if (series := _series(table, "phonebook.exact", "length", form=form))]
+    if not panels:
+        return None
+    figures = table.find("phonebook.exact")
+    samples = table.about["samples"]
+    caption = ("Phonebook: share of phone numbers recalled exactly from a list in the prompt, by the length of the "
+               f"prompt; higher is better. The dashed line is the longest prompt seen in training. {samples} questions "
+               f"at each length and form. {seeds_note(figures)}")
+    return Plot("phonebook", "Phonebook: exact recall by length", caption, panels, figures)
+
+
+def _digits(table: Table) -> Plot | None:
+    panels, figures = [], table.find("phonebook.wrong_digits") + table.find("phonebook.chance_digits")
+    for form, title in FORMS.items():
+        series = _series(table, "phonebook.wrong_digits", "length", form=form)
+        chance = [p for s in _series(table, "phonebook.chance_digits", "length", form=form) for p in s.points]
+        if series and chance:
+            means = {x: [p.value for p in chance if p.x == x] for x in sorted({p.x for p in chance})}
+            line = [Point(x, m, m, m) for x, values in means.items() for m in [sum(values) / len(values)]]
+            panels.append(Panel(title, "prompt, tokens", "digits right in wrong numbers", [*series, Series(
+                "chance", line, CHANCE, dashed=True)], log_x=True, limits=(-0.03, 1.03), mark=_trained(table),
+                format_y=percent, ticks=_ticks(series)))
+    if not panels:
+        return None
+    caption = ("Fuzzy memory: where the recalled number is wrong, the share of its digits that are right all the same. "
+               "Chance is the share that agrees with the number of another prompt, mean over the models. A model "
+               f"without a point gave no wrong number there. {seeds_note(figures)}")
+    return Plot("digits", "Phonebook: digits of wrong numbers", caption, panels, figures)
+
+
+def _recall(table: Table) -> Plot | None:
+    pairs, copied = _series(table, "mqar.accuracy", "pairs"), _series(table, "copy.accuracy", "length")
+    panels = [Panel(title, x, y, series, log_x=True, limits=(-0.03, 1.03), format_y=percent, ticks=_ticks(series))
+              for title, x, y, series in (
+                  ("Multi-query recall", "key-value pairs", "values right", pairs),
+                  ("Copying", "length, tokens", "tokens right", copied)) if series]
+    if not panels:
+        return None
+    figures = table.find("mqar.accuracy") + table.find("copy.accuracy")
+    asked = [name for name, series in (("the values of all keys of a list, by the number of pairs", pairs),
+                                       ("a random string repeated, by length", copied)) if series]
+    caption = f"Synthetic recall: {'; '.join(asked)}. Higher is better. {seeds_note(figures)}"
+    return Plot("recall", "Multi-query recall and copying", caption, panels, figures)
+
+
+def _speed(table: Table) -> Plot | None:
+    parts = [("Decode", _series(table, "decode", "context")), ("Prefill", _series(table, "prefill", "context"))]
+    panels = [Panel(title, "context, tokens", "tokens/s", series, log_x=True, ticks=_ticks(series),
+                    limits=(0, _limits([series])[1])) for title, series in parts if series]
+    if not panels:
+        return None
+    figures = table.find("decode") + table.find("prefill")
+    batch = ", ".join(sorted({f.shape.get("batch", "1") for f in figures}))
+    caption = ("Generation, measured on this machine: tokens per second one at a time behind a context (decode), and "
+               f"while reading a prompt (prefill), batch {batch}; higher is better. Bands run from the slowest to the "
+               "fastest of repeated timings of one trained model.")
+    return Plot("speed", "Generation speed by context", caption, panels, figures)
+
+
+def _memory(table: Table) -> Plot | None:
+    series = _series(table, "state_bytes", "context")
+    if not series:
+        return None
+    caption = ("Memory that one sequence carries: keys and values of attention, states of Mamba layers, counted from "
+               "the tensors; lower is better, both axes logarithmic. A level line does not grow with the context.")
+    panel = Panel("", "context, tokens", "bytes per sequence", series, log_x=True, log_y=True,
+                  ticks=_ticks(series))
+    return Plot("memory", "State and cache by context", caption, [panel], table.find("state_bytes"))
+
+
+def _predicted(table: Table) -> Plot | None:
+    figures = table.find("predicted_decode")
+    hardware = list(dict.fromkeys(f.shape["hardware"] for f in figures))
+    parts = [(name, _series(table, "predicted_decode", "context", hardware=name)) for name in hardware]
+    if not parts:
+        return None
+    panels = [Panel(name, "context, tokens", "tokens/s, all sequences", series, log_x=True, log_y=True,
+                    ticks=_ticks(series), limits=_log_limits([s for _, s in parts])) for name, series in parts]
+    batch = ", ".join(sorted({f.shape["batch"] for f in figures}))
+    caption = (f"Predicted, not measured: decode speed of the 8B models at batch {batch} from bytes moved and FLOPs "
+               "against each GPU's data sheet, an upper bound. Dotted where weights and caches exceed its memory. "
+               f"Both axes logarithmic. {ratio_sentence(table)}")
+    return Plot("predicted", "8B models on named GPUs, predicted", caption.strip(), panels, figures)
+
+
+def _log_limits(panels: list[list[Series]]) -> tuple[float, float]:
+    values = [p.value for series in panels for one in series for p in one.points]
+    return min(values) / 1.4, max(values) * 1.4
+
+
+def ratio_sentence(table: Table) -> str:
+    """How many times faster the predicted hybrid decodes than the predicted Transformer, by context."""
+    by_family = {recipe["family"]: name for name, recipe in table.about["predicted"].items()}
+    ours = table.curve("predicted_decode", by_family.get("hybrid", ""), "context")
+    if not ours:
+        return ""
+    hardware, parts = ours[0].shape["hardware"], []
+    for figure in (f for f in ours if f.shape["hardware"] == hardware):
+        base = table.find("predicted_decode", by_family.get("transformer", ""), hardware=hardware,
+                          context=figure.shape["context"], batch=figure.shape["batch"])
+        parts += [f"{figure.value / base[0].value:.1f}× at {short(figure.number('context'))}"] if base else []
+    return f"Hybrid over Transformer on {hardware}: {', '.join(parts)}." if parts else ""

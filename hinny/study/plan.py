@@ -1,0 +1,193 @@
+"""A study as a list of command lines: what runs, in which order, where it writes and when it counts as done.
+
+This is the only place that knows the command line of `hinny`'s other verbs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from hinny.config import Recipe, read_toml
+from hinny.errors import ConfigError
+from hinny.study.config import StudyConfig, flatten
+
+GENERATE_FILE, TRAIN_FILE = "generate", "train"
+"""Names in RUN/results of what `hinny bench generate` and `hinny bench train` write; an eval's is its task's."""
+
+
+PROGRAM = (sys.executable, "-m", "hinny")
+NO_MATTER = ("jobs", "description")
+"""Keys that no figure depends on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command line, and a test whether what it writes is there already."""
+
+    name: str
+    argv: tuple[str, ...]
+    done: Callable[[], bool]
+    log: Path
+    run: Path | None = None
+    """A training's run directory, whose metrics show its progress."""
+    steps: int = 0
+
+    @property
+    def command(self) -> list[str]:
+        """The command as a process: this interpreter, this hinny."""
+        return [*PROGRAM, *self.argv]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Chains of jobs: `jobs` chains at a time, the jobs of a chain one after the other."""
+
+    chains: list[list[Job]]
+    jobs: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of a study lies."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def resolved(self) -> Path:
+        return self.root / "study.toml"
+
+    def run(self, recipe: str, seed: int) -> Path:
+        return self.root / "runs" / f"{recipe}-s{seed}"
+
+    def recipe(self, name: str) -> Path:
+        return self.root / "recipes" / f"{name}.toml"
+
+
+def stages(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout, cores: int) -> list[Stage]:
+    """Everything to run: data, then training and evaluation side by side, then timings one at a time."""
+    jobs = config.jobs or cores
+    sources = dict(zip(recipes, config.recipes, strict=True))
+    chains = [[_train(config, sources[name], recipe, seed, layout), _eval(config, recipe, seed, layout)]
+              for seed in config.seeds for name, recipe in recipes.items()]
+    plan = [Stage([[_prepare(config, layout)]], 1), Stage(chains, jobs)]
+    if config.bench:
+        timings = [job for name in recipes for job in _bench(config, name, layout, cores)]
+        plan.append(Stage([timings], 1))
+    return plan
+
+
+def _prepare(config: StudyConfig, layout: Layout) -> Job:
+    prepare = config.prepare
+    argv = ["prepare", str(layout.data)]
+    for path in prepare.text or ():
+        argv += ["--text", path]
+    for key in ("jsonl", "field", "vocab_size", "max_bytes"):
+        if (value := getattr(prepare, key)) is not None:
+            argv += [f"--{key.replace('_', '-')}", str(value)]
+    return Job("prepare", tuple(argv), (layout.data / "data.json").is_file, layout.logs / "prepare.log")
+
+
+def _train(config: StudyConfig, source: str, recipe: Recipe, seed: int, layout: Layout) -> Job:
+    run = layout.run(recipe.name, seed)
+    argv = ("train", source, f"train.seed={seed}", *config.recipe_overrides,
+            "--data", str(layout.data), "--out", str(run), "--threads", "1")
+    name = f"train {recipe.name} s{seed}"
+    return Job(name, argv, checkpoint(run, recipe).is_dir, _log(layout, name), run, recipe.train.steps)
+
+
+def checkpoint(run: Path, recipe: Recipe) -> Path:
+    """The checkpoint of the last step; checkpoints are whole or absent, so it tells a finished training."""
+    return run / "checkpoints" / f"step-{recipe.train.steps:08d}"
+
+
+def _eval(config: StudyConfig, recipe: Recipe, seed: int, layout: Layout) -> Job:
+    run = layout.run(recipe.name, seed)
+    options = {"--samples": str(config.eval.samples), "--lengths": _commas(config.eval.lengths),
+               "--pairs": _commas(config.eval.pairs), "--windows": str(config.eval.windows), "--threads": "1"}
+    argv = ["eval", str(run), *config.eval.tasks, *(word for option in options.items() for word in option)]
+    files = [run / "results" / f"{task}.json" for task in config.eval.tasks]
+    name = f"eval {recipe.name} s{seed}"
+    return Job(name, tuple(argv), lambda: newer(files, checkpoint(run, recipe)), _log(layout, name))
+
+
+def _bench(config: StudyConfig, recipe: str, layout: Layout, cores: int) -> Iterator[Job]:
+    """Timings of one recipe on its first seed's run: speed does not depend on the seed."""
+    assert config.bench
+    run = layout.run(recipe, config.seeds[0])
+    verbs = {GENERATE_FILE: ["generate", "--run", str(run), "--contexts", _commas(config.bench.contexts)],
+             TRAIN_FILE: ["train", "--recipe", str(run / "recipe.toml"), "--steps", str(config.bench.train_steps),
+                          "--save", str(run)]}
+    for file, (what, *options) in verbs.items():
+        name = f"bench {what} {recipe}"
+        argv = ("bench", what, *options, "--threads", str(cores))
+        yield Job(name, argv, (run / "results" / f"{file}.json").is_file, _log(layout, name))
+
+
+def _commas(numbers: list[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _log(layout: Layout, name: str) -> Path:
+    return layout.logs / f"{name.replace(' ', '-')}.log"
+
+
+def newer(files: list[Path], than: Path) -> bool:
+    """Whether all `files` exist and none is older than `than`."""
+    return than.exists() and all(f.is_file() and f.stat().st_mtime >= than.stat().st_mtime for f in files)
+
+
+def claim_folder(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> None:
+    """Write the resolved study and recipes, or check them against those of an earlier start in the same folder.
+
+    Raises ConfigError that names what changed: runs of another study or recipe are never mixed with new ones.
+    """
+    wanted = {layout.resolved: _plain(config.model_dump())}
+    wanted |= {layout.recipe(name): _plain(recipe.model_dump()) for name, recipe in recipes.items()}
+    for path, table in wanted.items():
+        if path.is_file() and (changed := _changes(read_toml(path), table)):
+            raise ConfigError(f"{path} is of an earlier start and differs: {'; '.join(changed)}. "
+                              "Its runs cannot be reused: choose another folder with --out, or undo the change.")
+    if strangers := [p.stem for p in layout.recipe("x").parent.glob("*.toml") if p.stem not in recipes]:
+        raise ConfigError(f"{layout.root} holds runs of {strangers[0]}, which this study does not name; "
+                          "choose another folder with --out.")
+    for path, table in wanted.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(tomli_w.dumps(table), encoding="utf-8")
+
+
+def _plain(table: dict[str, Any]) -> dict[str, Any]:
+    """The table as TOML keeps it: without None."""
+    plain: dict[str, Any] = json.loads(json.dumps(_without_none(table)))
+    return plain
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(child) for key, child in value.items() if child is not None}
+    return value
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in dict.fromkeys([*before, *after])
+            if key not in NO_MATTER and before.get(key) != after.get(key)]
+    return [f"{key} was {before.get(key, 'not set')!r} and is now {after.get(key, 'not set')!r}" for key in keys]

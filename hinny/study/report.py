@@ -1,0 +1,122 @@
+"""The report: a study's rows → report.html, one file without any outside resource, and report.md with its plots.
+
+Reads files only. Where the folder still holds the runs, their rows are collected anew first.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from hinny.run import write_atomically
+from hinny.study.claims import judge
+from hinny.study.collect import Figure, Table, collect, read_table
+from hinny.study.draw import PALETTE, draw, inline, standalone
+from hinny.study.figures import colour, plots
+from hinny.study.plan import Layout
+from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
+from hinny.study.summary import answer, columns
+
+PLOT_FOLDER = "report_files"
+DARK = ("#62b5f5", "#e59bc8", "#ff9a52", "#3fcf9f", "#b3a4e6", "#d6c04a", "#8cc3d3", "#d99b78")
+"""The palette of draw, on a dark page."""
+MANY = 150
+"""Figures of a plot beyond which the page names results/study.json in place of printing them."""
+MARKS = {SEEN: "✓", NOT_SEEN: "✗", UNCLEAR: "?"}
+
+
+def report(study: str | Path) -> Path:
+    """Write report.html and report.md of the study in folder `study`; returns the path of the former."""
+    layout = Layout(Path(study))
+    if (layout.root / "runs").is_dir():
+        collect(layout.root)
+    table = read_table(layout.root)
+    content = _content(table)
+    drawn = {plot.id: [draw(panel) for panel in plot.panels] for plot in content["plots"]}
+    svgs = {plot.id: [inline(svg, f"{plot.id}{i}", html.escape(": ".join(filter(None, (plot.title, panel.title)))))
+                      for i, (svg, panel) in enumerate(zip(drawn[plot.id], plot.panels, strict=True))]
+            for plot in content["plots"]}
+    page = _template("report.html.j2", escape=True).render(**content, svgs=svgs, light=PALETTE, dark=DARK)
+    files = {plot.id: [f"{PLOT_FOLDER}/{plot.id}-{i}.svg" for i in range(len(plot.panels))]
+             for plot in content["plots"]}
+    for plot in content["plots"]:
+        for name, svg in zip(files[plot.id], drawn[plot.id], strict=True):
+            write_atomically(layout.root / name, standalone(svg))
+    text = _template("report.md.j2", escape=False).render(**content, files=files)
+    write_atomically(layout.root / "report.html", page)
+    write_atomically(layout.root / "report.md", text)
+    return layout.root / "report.html"
+
+
+def _content(table: Table) -> dict[str, Any]:
+    """Everything that both templates show, made from rows."""
+    # what the study tests comes first, each part in the order of the numbers
+    judged, lines = sorted(judge(table), key=lambda one: one.claim.rule is None), columns(table)
+    recipes = table.about["recipes"]
+    shown = plots(table)
+    return {
+        "about": table.about, "answer": answer(table, judged), "lines": lines, "plots": shown, "claims": judged,
+        "labels": {name: table.label(name) for name in [*recipes, *table.about["predicted"]]},
+        "colours": {name: colour(table, name) for name in [*recipes, *table.about["predicted"]]},
+        "title": title(table), "marks": MARKS, "verdicts": (SEEN, NOT_SEEN, UNCLEAR),
+        "spread": spread_note(table), "data_facts": data_facts(table.about["data"]),
+        "provenance": {plot.id: provenance(plot.figures) for plot in shown} | {
+            "short": provenance(figure for line in lines for figure in line.figures),
+            "claims": provenance(figure for what in dict.fromkeys(w for j in judged for w in j.verdict.read)
+                                 for figure in table.find(what))},
+        "digits": {plot.id: values(table, plot.figures) for plot in shown},
+    }
+
+
+def title(table: Table) -> str:
+    """The report's heading."""
+    number = len(table.about["recipes"])
+    words = ["No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight"]
+    return f"{words[number] if number < len(words) else number} language models, the same data: which is good at what"
+
+
+def spread_note(table: Table) -> str:
+    """What the second line of a table's cell means."""
+    seeds = len(table.about["seeds"])
+    across = f"the range over {seeds} seeds" if seeds > 1 else "a 95 % interval of the one seed where there is one"
+    return (f"Below each mean: {across}, for speeds the range of repeated timings. Bold: the best, and those "
+            "whose range meets the best one's; none where that is all of them.")
+
+
+def provenance(figures: Iterable[Figure]) -> list[dict[str, Any]]:
+    """What made the figures: for each commit and machine the distinct commands, in order."""
+    made: dict[tuple[str, str], dict[str, None]] = {}
+    for figure in figures:
+        made.setdefault((figure.commit, figure.machine), {}).update(dict.fromkeys(figure.command.split("\n")))
+    return [{"commit": commit.replace("\n", ", "), "machine": machine.replace("\n", "; "), "commands": list(commands)}
+            for (commit, machine), commands in made.items()]
+
+
+def values(table: Table, figures: list[Figure]) -> list[dict[str, str]]:
+    """The plot's figures as lines of a table: what, shape, model, mean, range; none for more than MANY."""
+    return [{"what": f.what, "shape": " ".join(f"{k}={v}" for k, v in f.shape.items()), "model": table.label(f.variant),
+             "value": f"{f.value:.5g}", "range": f"{f.low:.5g} – {f.high:.5g}" if f.low != f.high else "",
+             "unit": f.unit} for f in figures if len(figures) <= MANY]
+
+
+def data_facts(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """The data's description as name and value, nested keys with their path."""
+    facts = []
+    for key, value in data.items():
+        children = value.items() if isinstance(value, dict) else [("", value)]
+        for child, content in children:
+            text = f"{content:,}" if isinstance(content, int) and not isinstance(content, bool) else (
+                content if isinstance(content, str) else json.dumps(content, ensure_ascii=False))
+            facts.append((f"{key} {child}".strip().replace("_", " "), text))
+    return facts
+
+
+def _template(name: str, *, escape: bool) -> jinja2.Template:
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("hinny.study"), autoescape=escape,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(name)

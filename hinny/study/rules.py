@@ -1,0 +1,266 @@
+"""Rules that decide the paper's claims on a study's figures: each returns seen, not seen or too small to tell.
+
+A difference counts when the worst seed of one side beats the best seed of the other by a margin; equality when the
+means are closer than a margin and each side's seeds are, too. A rule never decides on one seed, nor on a recall task
+that no model with attention has learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hinny.study.collect import FAMILIES, Figure, Table
+
+SEEN, NOT_SEEN, UNCLEAR = "seen", "not seen", "too small to tell"
+LOSS_MARGIN = 0.01
+"""nats/token: 1 % of perplexity."""
+SAME_LOSS = 0.05
+"""nats/token within which two losses count as the same quality."""
+SHARE_MARGIN = 0.03
+"""Share of digits or answers that a difference must exceed."""
+SOLVED, FAILED = 0.9, 0.5
+PURE = ("mamba", "mamba2")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule found: the verdict, a sentence with the figures, and the names of the figures it read."""
+
+    verdict: str
+    sentence: str
+    read: tuple[str, ...] = ()
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
+
+
+def spread(figure: Figure, digits: int = 3) -> str:
+    """The mean with its seeds' range: "4.213 (4.201 to 4.225)"."""
+    if figure.low == figure.high:
+        return f"{figure.value:.{digits}f}"
+    return f"{figure.value:.{digits}f} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
+
+
+def _missing(table: Table, families: tuple[str, ...], what: str) -> Verdict | None:
+    """The verdict where a family is not in the study exactly once, or `what` lacks a second seed."""
+    for family in families:
+        name = table.of_family(family)
+        if name is None:
+            return Verdict(UNCLEAR, f"The study has not exactly one {FAMILIES[family]}.")
+        if not (found := table.find(what, name)):
+            return Verdict(UNCLEAR, f"The {FAMILIES[family]} has no figure {what}.")
+        if min(f.seeds for f in found) < 2:
+            return Verdict(UNCLEAR, f"The {FAMILIES[family]} has one seed, so its spread is unknown.", (what,))
+    return None
+
+
+def _one(table: Table, what: str, family: str) -> Figure:
+    found = table.one(what, table.of_family(family))
+    assert found is not None, (what, family)
+    return found
+
+
+def same_quality(table: Table) -> Verdict:
+    """C11: equal held-out loss of Mamba and Mamba-2."""
+    if missing := _missing(table, PURE, "held_out_loss"):
+        return missing
+    one, two = (_one(table, "held_out_loss", family) for family in PURE)
+    gap, wide = abs(one.value - two.value), max(f.high - f.low for f in (one, two))
+    text = f"Held-out loss {spread(one)} for Mamba, {spread(two)} for Mamba-2: {gap:.3f} nats/token apart."
+    apart = max(two.low - one.high, one.low - two.high)
+    verdict = SEEN if gap < SAME_LOSS and wide < SAME_LOSS else NOT_SEEN if apart > SAME_LOSS else UNCLEAR
+    return Verdict(verdict, text, ("held_out_loss",))
+
+
+def _book(table: Table, family: str, form: str = "standard", what: str = "phonebook.exact") -> list[Figure]:
+    name = table.of_family(family)
+    return table.curve(what, name, "length", form=form) if name else []
+
+
+def _trained(table: Table) -> int:
+    """The training length, tokens; the same for every recipe unless the study lets it differ."""
+    return min(recipe["seq_len"] for recipe in table.about["recipes"].values())
+
+
+def _unlearned(table: Table, form: str = "standard") -> Verdict | None:
+    """The verdict where no model with attention answers half the questions, in every seed, at any trained length."""
+    books = [f for family in ("transformer", "hybrid") for f in _book(table, family, form)]
+    best = max((f.low for f in books if f.number("length") <= _trained(table)), default=0.0)
+    if best >= FAILED:
+        return None
+    return Verdict(UNCLEAR, f"No model with attention learned the {form} Phonebook here: the best answers "
+                            f"{percent(best)} in its worse seed, less than half.", ("phonebook.exact",))
+
+
+def _list(figures: list[Figure]) -> str:
+    return ", ".join(f"{percent(f.value)} at {f.number('length')}" for f in figures)
+
+
+def transformer_solves_phonebook(table: Table) -> Verdict:
+    """C16: near-perfect at every length up to the training length."""
+    if missing := _missing(table, ("transformer",), "phonebook.exact") or _unlearned(table):
+        return missing
+    book = [f for f in _book(table, "transformer") if f.number("length") <= _trained(table)]
+    if not book:
+        return Verdict(UNCLEAR, "Phonebook was not asked within the training length.", ("phonebook.exact",))
+    text = f"The Transformer answers {_list(book)} tokens (training length {_trained(table)})."
+    if all(f.low >= SOLVED for f in book):
+        verdict = SEEN
+    else:
+        verdict = NOT_SEEN if book[0].low >= SOLVED and any(f.high < SOLVED for f in book) else UNCLEAR
+    return Verdict(verdict, text, ("phonebook.exact",))
+
+
+def _reach(book: list[Figure], best: bool) -> int:
+    """The longest length up to which at least half the answers are right, in the best or the worst seed; 0 if none."""
+    reach = 0
+    for figure in book:
+        if (figure.high if best else figure.low) < FAILED:
+            break
+        reach = figure.number("length")
+    return reach
+
+
+def pure_ssms_fail_phonebook(table: Table) -> Verdict:
+    """C17: fewer than half the answers right beyond half the training length, where attention still reaches."""
+    if missing := _missing(table, PURE, "phonebook.exact") or _unlearned(table):
+        return missing
+    trained = _trained(table)
+    attention = max(_reach(_book(table, family), best=False) for family in ("transformer", "hybrid"))
+    books = {family: _book(table, family) for family in PURE}
+    best = {family: _reach(book, best=True) for family, book in books.items()}
+    reaches = [f"{FAMILIES[family]} up to {best[family]} tokens, {percent(best[family] / trained)} of the training "
+               "length" if best[family] else f"{FAMILIES[family]} at no asked length" for family in PURE]
+    text = f"Half the answers are right: {'; '.join(reaches)}; the better model with attention up to {attention}."
+    if all(reach <= trained / 2 and reach < attention for reach in best.values()):
+        verdict = SEEN
+    else:
+        verdict = NOT_SEEN if all(_reach(book, best=False) >= trained for book in books.values()) else UNCLEAR
+    return Verdict(verdict, text, ("phonebook.exact",))
+
+
+def errors_are_fuzzy(table: Table) -> Verdict:
+    """C18: digits of wrong numbers agree with the right number more often than with another prompt's."""
+    what = "phonebook.wrong_digits"
+    if missing := _missing(table, PURE, what) or _unlearned(table):
+        return missing
+    lows, highs, texts = [], [], []
+    for family in PURE:
+        chance = {f.shape["length"]: f for f in _book(table, family, what="phonebook.chance_digits")}
+        wrong = [f for f in _book(table, family, what=what) if f.shape["length"] in chance]
+        if not wrong:
+            return Verdict(UNCLEAR, f"{FAMILIES[family]} has no chance level to compare with.", (what,))
+        lows.append(sum(f.low - chance[f.shape["length"]].high for f in wrong) / len(wrong))
+        highs.append(sum(f.high - chance[f.shape["length"]].low for f in wrong) / len(wrong))
+        mean, base = (sum(f.value for f in part) / len(wrong)
+                      for part in (wrong, [chance[f.shape["length"]] for f in wrong]))
+        texts.append(f"{percent(mean)} against {percent(base)} by chance for {FAMILIES[family]}")
+    verdict = SEEN if min(lows) > SHARE_MARGIN else NOT_SEEN if max(highs) < SHARE_MARGIN else UNCLEAR
+    text = f"Right digits within wrong numbers: {'; '.join(texts)}."
+    return Verdict(verdict, text, (what, "phonebook.chance_digits"))
+
+
+def reversing_changes_phonebook(table: Table) -> Verdict:
+    """C20: for pure SSMs, the two forms differ, on average over the trained lengths."""
+    missing = _missing(table, PURE, "phonebook.exact") or _unlearned(table) or _unlearned(table, "reversed")
+    if missing:
+        return missing
+    clear, same, texts = [], [], []
+    for family in PURE:
+        forms = [{f.number("length"): f for f in _book(table, family, form)} for form in ("standard", "reversed")]
+        lengths = [n for n in forms[0] if n in forms[1] and n <= _trained(table)]
+        if not lengths:
+            return Verdict(UNCLEAR, "The forms share no length within the training length.", ("phonebook.exact",))
+        low, mid, high = ([sum(getattr(form[n], side) for n in lengths) / len(lengths) for form in forms]
+                          for side in ("low", "value", "high"))
+        clear.append(max(low[1] - high[0], low[0] - high[1]) > SHARE_MARGIN)
+        same.append(max(high[1] - low[0], high[0] - low[1]) < SHARE_MARGIN)
+        texts.append(f"{percent(mid[0])} standard, {percent(mid[1])} reversed for {FAMILIES[family]}")
+    verdict = SEEN if all(clear) else NOT_SEEN if all(same) else UNCLEAR
+    return Verdict(verdict, f"Mean over trained lengths: {'; '.join(texts)}.", ("phonebook.exact",))
+
+
+def hybrid_solves_phonebook(table: Table) -> Verdict:
+    """C21: near-perfect up to the training length, and more than half right at the first length beyond."""
+    if missing := _missing(table, ("hybrid",), "phonebook.exact") or _unlearned(table):
+        return missing
+    book, trained = _book(table, "hybrid"), _trained(table)
+    inside = [f for f in book if f.number("length") <= trained]
+    beyond = [f for f in book if f.number("length") > trained][:1]
+    if not inside or not beyond:
+        return Verdict(UNCLEAR, "Phonebook was not asked on both sides of the training length.", ("phonebook.exact",))
+    text = f"The hybrid answers {_list(inside + beyond)} tokens (training length {trained})."
+    if all(f.low >= SOLVED for f in inside) and beyond[0].low >= FAILED:
+        verdict = SEEN
+    else:
+        fails = any(f.high < SOLVED for f in inside) or beyond[0].high < FAILED
+        verdict = NOT_SEEN if inside[0].low >= SOLVED and fails else UNCLEAR
+    return Verdict(verdict, text, ("phonebook.exact",))
+
+
+def mamba2_trains_faster(table: Table) -> Verdict:
+    """C12: training speed of whole models, decided only at the paper's state size."""
+    names = [table.of_family(family) for family in PURE]
+    one, two = (table.one("train", name) for name in names)
+    if one is None or two is None:
+        return Verdict(UNCLEAR, "The training speed of the two was not measured side by side.", ("train",))
+    sizes = [table.about["recipes"][name]["d_state"] for name in names]
+    text = (f"Whole models on this machine: Mamba-2 {two.value:,.0f} tokens/s, Mamba {one.value:,.0f}, "
+            f"{two.value / one.value:.1f}× (states of {sizes[1]} and {sizes[0]}).")
+    if min(sizes) < 128:
+        return Verdict(UNCLEAR, f"{text} The claim is about layers with a state of 128 in both.", ("train",))
+    verdict = SEEN if two.low / one.high >= 2 else NOT_SEEN if two.high / one.low < 2 else UNCLEAR
+    return Verdict(verdict, text, ("train",))
+
+
+def equal_training_efficiency(table: Table) -> Verdict:
+    """C32: model FLOP/s of hybrid and Transformer within 10 %, decided only on an accelerator."""
+    names = [table.of_family(family) for family in ("transformer", "hybrid")]
+    base, ours = (table.one("train", name) for name in names)
+    if base is None or ours is None:
+        return Verdict(UNCLEAR, "The training speed of the two was not measured side by side.", ("train",))
+    flops = [table.about["recipes"][name]["flops_per_token"] for name in names]
+    low, mid, high = (a * flops[1] / (b * flops[0]) for a, b in
+                      ((ours.low, base.high), (ours.value, base.value), (ours.high, base.low)))
+    text = (f"Hybrid {ours.value:,.0f} tokens/s, Transformer {base.value:,.0f}; in FLOP/s the hybrid reaches "
+            f"{mid:.2f} of the Transformer.")
+    if table.about["devices"] == ["cpu"]:
+        return Verdict(UNCLEAR, f"{text} A CPU and tiny layers say nothing about a GPU's use.", ("train",))
+    verdict = SEEN if low > 0.9 and high < 1.1 else NOT_SEEN if high < 0.9 or low > 1.1 else UNCLEAR
+    return Verdict(verdict, text, ("train",))
+
+
+def crossover(table: Table) -> Verdict:
+    """C34: the Transformer ahead at some point of training, the hybrid ahead at its end."""
+    if missing := _missing(table, ("transformer", "hybrid"), "held_out_curve"):
+        return missing
+    curves = [{f.number("tokens"): f for f in table.find("held_out_curve", table.of_family(family))}
+              for family in ("transformer", "hybrid")]
+    points = [(n, curves[0][n], curves[1][n]) for n in sorted(curves[0]) if n in curves[1]]
+    if len(points) < 3:
+        return Verdict(UNCLEAR, "Held-out loss was taken at fewer than three common points.", ("held_out_curve",))
+    behind = [n for n, base, ours in points if ours.low - base.high > LOSS_MARGIN]
+    _, base, ours = points[-1]
+    ahead = base.low - ours.high > LOSS_MARGIN
+    text = (f"At the end: hybrid {spread(ours)}, Transformer {spread(base)}; the hybrid lags clearly at "
+            f"{len(behind)} of {len(points)} points.")
+    never = all(base.low - ours.high > LOSS_MARGIN for _, base, ours in points)
+    verdict = SEEN if ahead and behind else NOT_SEEN if never else UNCLEAR
+    return Verdict(verdict, text, ("held_out_curve",))
+
+
+def predicted_decode(table: Table) -> Verdict:
+    """C33: the predicted speeds' ratio reaches 8 at some context; like the paper's, it is a prediction."""
+    by_family = {recipe["family"]: name for name, recipe in table.about["predicted"].items()}
+    pairs = [(ours, base) for ours in table.find("predicted_decode", by_family.get("hybrid", ""))
+             for base in table.find("predicted_decode", by_family.get("transformer", ""),
+                                    **{key: ours.shape[key] for key in ("hardware", "batch", "context")})]
+    if not pairs:
+        return Verdict(UNCLEAR, "The study predicts no hybrid beside a Transformer.", ("predicted_decode",))
+    ours, base = max(pairs, key=lambda pair: pair[0].value / pair[1].value)
+    ratio = ours.value / base.value
+    text = (f"Largest predicted ratio {ratio:.1f}× at {ours.number('context'):,} tokens, batch {ours.shape['batch']}, "
+            f"{ours.shape['hardware']}; the Transformer is the one predicted here, its KV heads are in its recipe.")
+    verdict = SEEN if ratio >= 8 else NOT_SEEN if ratio < 4 else UNCLEAR
+    return Verdict(verdict, text, ("predicted_decode",))

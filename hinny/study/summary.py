@@ -1,0 +1,188 @@
+"""The answer in short: the table of one line a measure, and sentences made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hinny.study.claims import Judged
+from hinny.study.collect import Figure, Table
+from hinny.study.figures import ratio_sentence
+from hinny.study.rules import FAILED, NOT_SEEN, SEEN, UNCLEAR, percent
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model's figure: its mean, the range of its seeds or timings, whether nothing is clearly better."""
+
+    text: str
+    range: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measure of all models."""
+
+    title: str
+    unit: str
+    hint: str
+    cells: list[Cell]
+    figures: list[Figure]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over figures of one model, with the means of their lows and highs."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """How a line of the table is made: which figures, how printed, and which way is better."""
+
+    title: str
+    unit: str
+    lower: bool
+    form: Callable[[float], str]
+    pick: Callable[[Table, str], list[Figure]]
+
+
+def mean(figures: list[Figure]) -> Score:
+    """One score of several figures, for instance of all lengths."""
+    return Score(*(sum(getattr(f, side) for f in figures) / len(figures) for side in ("value", "low", "high")))
+
+
+def trained_length(table: Table) -> int:
+    return min(recipe["seq_len"] for recipe in table.about["recipes"].values())
+
+
+def book(table: Table, name: str, beyond: bool, form: str = "standard") -> list[Figure]:
+    """Exact Phonebook within the training length, or beyond it."""
+    figures = table.curve("phonebook.exact", name, "length", form=form)
+    return [f for f in figures if (f.number("length") > trained_length(table)) == beyond]
+
+
+def _last(what: str) -> Callable[[Table, str], list[Figure]]:
+    return lambda table, name: table.curve(what, name, "context")[-1:]
+
+
+def _measures(table: Table) -> list[_Measure]:
+    contexts = [f.number("context") for f in table.find("decode")]
+    longest, trained = (f"{max(contexts):,}" if contexts else ""), f"{trained_length(table):,}"
+    return [
+        _Measure("Held-out loss", "nats/token", True, "{:.3f}".format, lambda t, n: t.find("held_out_loss", n)),
+        _Measure("Bits per byte", "", True, "{:.3f}".format, lambda t, n: t.find("bits_per_byte", n)),
+        _Measure(f"Phonebook up to {trained} tokens", "exact", False, percent, lambda t, n: book(t, n, beyond=False)),
+        _Measure(f"Phonebook beyond {trained}", "exact", False, percent, lambda t, n: book(t, n, beyond=True)),
+        _Measure("Multi-query recall", "right", False, percent, lambda t, n: t.find("mqar.accuracy", n)),
+        _Measure("Copying", "right", False, percent, lambda t, n: t.find("copy.accuracy", n)),
+        _Measure("Training speed", "tokens/s", False, "{:,.0f}".format, lambda t, n: t.find("train", n)),
+        _Measure(f"Decode after {longest} tokens", "tokens/s", False, "{:,.0f}".format, _last("decode")),
+        _Measure(f"State and cache at {longest}", "bytes", True, _bytes, _last("state_bytes")),
+    ]
+
+
+def _bytes(value: float) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def columns(table: Table) -> list[Line]:
+    """The short table: a line for each measure that at least one model has."""
+    names = list(table.about["recipes"])
+    picked = [(measure, {name: measure.pick(table, name) for name in names}) for measure in _measures(table)]
+    return [_line(measure, found) for measure, found in picked if any(found.values())]
+
+
+def _line(measure: _Measure, found: dict[str, list[Figure]]) -> Line:
+    scores = {name: mean(figures) for name, figures in found.items() if figures}
+    best = leaders(scores, measure.lower)
+    cells = []
+    for name in found:
+        if name not in scores:
+            cells.append(Cell("–"))
+            continue
+        score = scores[name]
+        text, low, high = (measure.form(v) for v in (score.value, score.low, score.high))
+        cells.append(Cell(text, f"{low} – {high}" if low != high else "", name in best))
+    figures = [f for part in found.values() for f in part]
+    return Line(measure.title, measure.unit, "lower is better" if measure.lower else "higher is better", cells, figures)
+
+
+def leaders(scores: dict[str, Score], lower: bool) -> list[str]:
+    """The best by its mean, and those whose range meets its range; nobody where that is everybody."""
+    if not scores:
+        return []
+    top = (min if lower else max)(scores, key=lambda name: scores[name].value)
+    same = [name for name, s in scores.items() if name == top or (
+        s.low <= scores[top].high if lower else s.high >= scores[top].low)]
+    return same if len(same) < len(scores) else []
+
+
+def answer(table: Table, judged: list[Judged]) -> list[str]:
+    """The report's first sentences, all from figures."""
+    parts = [_text(table), _recall(table), _generation(table), ratio_sentence(table), _verdicts(judged)]
+    if parts[3]:
+        parts[3] = f"At 8B, decode speed predicted from bytes and FLOPs, {parts[3][0].lower()}{parts[3][1:]}"
+    return [part for part in parts if part]
+
+
+def _scores(table: Table, what: Callable[[str], list[Figure]]) -> dict[str, Score]:
+    return {name: mean(found) for name in table.about["recipes"] if (found := what(name))}
+
+
+def _names(table: Table, names: list[str]) -> str:
+    labels = [table.label(name) for name in names]
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
+
+
+def _text(table: Table) -> str:
+    scores = _scores(table, lambda name: table.find("held_out_loss", name))
+    if len(scores) < 2:
+        return ""
+    order = sorted(scores, key=lambda name: scores[name].value)
+    best = leaders(scores, lower=True)
+    if not best:
+        return "On held-out text the models cannot be told apart: the ranges of their seeds overlap."
+    worst = order[-1]
+    lead = f"{_names(table, best)} predict{'s' if len(best) == 1 else ''} held-out text best"
+    gap = scores[worst].value - scores[order[0]].value
+    return (f"{lead}: {scores[order[0]].value:.3f} nats/token, {gap:.3f} less than {table.label(worst)}, the last of "
+            f"{len(order)}{'' if len(best) == 1 else '; their seeds do not tell them apart'}.")
+
+
+def _recall(table: Table) -> str:
+    scores = _scores(table, lambda name: book(table, name, beyond=False))
+    if not scores:
+        return ""
+    order = sorted(scores, key=lambda name: -scores[name].value)
+    listed = ", ".join(f"{table.label(name)} {percent(scores[name].value)}" for name in order)
+    if scores[order[0]].value < FAILED:
+        return f"Recall of phone numbers was hardly learned by any model at this size: {listed} exactly right."
+    return f"Phone numbers recalled exactly from prompts up to the training length: {listed}."
+
+
+def _generation(table: Table) -> str:
+    speed = _scores(table, lambda name: _last("decode")(table, name))
+    size = _scores(table, lambda name: _last("state_bytes")(table, name))
+    contexts = [f.number("context") for f in table.find("decode")]
+    if len(speed) < 2 or set(size) != set(speed):
+        return ""
+    fast, slow = max(speed, key=lambda n: speed[n].value), min(speed, key=lambda n: speed[n].value)
+    small, large = min(size, key=lambda n: size[n].value), max(size, key=lambda n: size[n].value)
+    times = speed[fast].value / speed[slow].value
+    return (f"After {max(contexts):,} tokens {table.label(fast)} decodes {times:.1f} times "
+            f"as fast as {table.label(slow)} on this machine, and {table.label(small)} carries "
+            f"{_bytes(size[small].value)} a sequence against {_bytes(size[large].value)} of {table.label(large)}.")
+
+
+def _verdicts(judged: list[Judged]) -> str:
+    count = {verdict: sum(j.verdict.verdict == verdict for j in judged) for verdict in (SEEN, NOT_SEEN, UNCLEAR)}
+    return (f"Of the paper's {len(judged)} claims, {count[SEEN]} {'is' if count[SEEN] == 1 else 'are'} seen here, "
+            f"{count[NOT_SEEN]} not seen, and this study is too small to tell {count[UNCLEAR]}.")

@@ -1,0 +1,80 @@
+"""Models and runs small enough for every test, one of each family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hinny.config import ModelConfig, load_recipe, validate
+from hinny.data.prepare import prepare
+from hinny.model import Model
+from hinny.run import Run
+from hinny.train.loop import train
+
+SECTIONS: dict[str, dict[str, Any]] = {
+    "1": {"mamba1": dict(d_state=4, expand=2, d_conv=4, dt_rank=3, chunk_len=4)},
+    "M": {"mamba2": dict(d_state=8, head_dim=8, n_groups=2, expand=2, d_conv=4, chunk_len=4)},
+    "*": {"attention": dict(n_heads=4, n_kv_heads=2, head_dim=8, positions="rope", rope_fraction=0.5,
+                            rope_base=10000.0)},
+    "-": {"mlp": dict(d_ff=24, activation="gelu")},
+}
+PATTERNS = ["1", "M", "*-", "M-M*-", "1*M-"]
+
+
+def small_config(pattern: str, **changes: Any) -> ModelConfig:
+    """A model of width 16 with 37 words; `changes` replace keys of [model]."""
+    data: dict[str, Any] = dict(pattern=pattern, d_model=16, vocab_size=37, norm="rmsnorm", norm_eps=1e-5,
+                                tie_embeddings=False, init_std=0.3)
+    for symbol, section in SECTIONS.items():
+        if symbol in pattern:
+            data |= section
+    return validate(ModelConfig, data | changes, "test")
+
+
+def small_model(pattern: str, seed: int = 0, **changes: Any) -> Model:
+    """The float64 model of `small_config`, with weights large enough that every path matters."""
+    model = Model(small_config(pattern, **changes))
+    model.init_weights(seed)
+    return model.double()
+
+
+@pytest.fixture(params=PATTERNS)
+def model(request: pytest.FixtureRequest) -> Model:
+    """One float64 model of each kind of pattern."""
+    return small_model(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _uninitialised_memory_is_nan() -> Any:
+    """torch.empty gives NaN, so that a result read before it was written cannot pass."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def byte_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of bytes: a few documents of made-up text."""
+    folder = tmp_path_factory.mktemp("data")
+    words = "the a def return class self in of to and is for with not if else none true while import".split()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(" ".join(rng.choice(words, 120)) + f"\ndocument {i}\n")
+    prepare(folder / "prepared", text=[folder], tokenizer="bytes", held_out=0.2)
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def trained_run(byte_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of a small hybrid, trained for a few steps on `byte_data`."""
+    recipe = load_recipe("tiny-hybrid", [
+        "model.vocab_size=257", "model.d_model=32", "model.mamba2.head_dim=16", "model.mamba2.d_state=8",
+        "model.attention.n_heads=2", "model.attention.n_kv_heads=1", "model.attention.head_dim=16", "model.mlp.d_ff=48",
+        "train.seq_len=64", "train.batch_size=4", "train.micro_batch_size=2", "train.steps=6", "train.save_every=3",
+        "train.log_every=1", "train.precision=fp32", "optim.warmup_samples=8"])
+    return train(recipe, tmp_path_factory.mktemp("run") / "small", data=str(byte_data), threads=1)

@@ -1,0 +1,73 @@
+"""The engine: text comes out as the model says, in pieces that join to the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import hinny
+from hinny.errors import HinnyError, RequestError
+from hinny.infer.engine import Engine
+from hinny.infer.sampler import Sampling
+from hinny.run import Run
+
+
+@pytest.fixture(scope="module")
+def engine(trained_run: Run) -> Engine:
+    return Engine(trained_run.path)
+
+
+def test_greedy_text_is_the_likeliest_token_again_and_again(engine: Engine) -> None:
+    prompt = engine.tokenizer.encode("def main")
+    tokens = list(prompt)
+    for _ in range(10):
+        tokens.append(int(engine.logits(torch.tensor([tokens]))[0, -1].argmax()))
+        if tokens[-1] == engine.tokenizer.eod:
+            break
+    assert list(engine.tokens(prompt, 10)) == tokens[len(prompt):]
+
+
+def test_pieces_join_to_the_whole(engine: Engine) -> None:
+    sampling = Sampling(temperature=1.0, seed=3)
+    whole = engine.generate("The ", max_tokens=40, sampling=sampling)
+    assert "".join(engine.stream("The ", max_tokens=40, sampling=sampling)) == whole
+    assert len(whole) > 0
+
+
+def test_a_seed_decides_the_text(engine: Engine) -> None:
+    texts = {engine.generate("The ", max_tokens=30, sampling=Sampling(temperature=1.0, seed=s)) for s in (1, 1, 2)}
+    assert len(texts) == 2
+
+
+def test_a_stop_string_ends_the_text_and_is_not_shown(engine: Engine) -> None:
+    sampling = Sampling(temperature=1.0, seed=5)
+    whole = engine.generate("The ", max_tokens=40, sampling=sampling)
+    stop = whole[10:13]
+    assert engine.generate("The ", max_tokens=40, sampling=sampling, stop=(stop,)) == whole[:whole.index(stop)]
+
+
+def test_unfinished_characters_are_held_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "naïve €5"
+    monkeypatch.setattr(engine, "tokens", lambda prompt, n, sampling: iter(text.encode()))
+    pieces = list(engine.stream("x", max_tokens=99))
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(("prompt", "n"), [([], 5), ([1], 0)])
+def test_requests_that_cannot_be_served_are_refused(engine: Engine, prompt: list[int], n: int) -> None:
+    with pytest.raises(RequestError):
+        list(engine.tokens(prompt, n))
+
+
+def test_load_gives_model_and_tokenizer(trained_run: Run) -> None:
+    model, tokenizer = hinny.load(trained_run.path)
+    assert model.config == trained_run.recipe.model
+    assert tokenizer.decode(tokenizer.encode("one, two")) == "one, two"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HinnyError, match="not a run directory"):
+        Engine(tmp_path)

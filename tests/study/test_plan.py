@@ -1,0 +1,139 @@
+"""A study as command lines: what is compared, what counts as done, what is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hinny.config import Recipe, load_recipe
+from hinny.errors import ConfigError
+from hinny.run import Run
+from hinny.study.config import StudyConfig, differences, load_recipes, load_study
+from hinny.study.plan import Layout, checkpoint, claim_folder, stages
+
+Quick = tuple[StudyConfig, dict[str, Recipe]]
+
+
+def test_the_quick_study_compares_one_recipe_of_each_family(quick: Quick) -> None:
+    config, recipes = quick
+    assert list(recipes) == ["tiny-transformer", "tiny-mamba", "tiny-mamba2", "tiny-hybrid"]
+    assert len(config.seeds) == 2
+    lengths = {recipe.train.seq_len for recipe in recipes.values()}
+    assert min(config.eval.lengths) < min(lengths) <= max(lengths) < max(config.eval.lengths)
+    assert differences(recipes) == {}
+
+
+def test_training_comes_before_timing_and_each_run_is_evaluated_in_its_slot(quick: Quick, tmp_path: Path) -> None:
+    prepare, runs, timings = stages(*quick, Layout(tmp_path), cores=2)
+    assert [job.name for chain in prepare.chains for job in chain] == ["prepare"]
+    assert (runs.jobs, len(runs.chains), timings.jobs, len(timings.chains)) == (2, 8, 1, 1)
+    train, evaluate = runs.chains[0]
+    run = str(tmp_path / "runs" / "tiny-transformer-s1")
+    assert train.argv == ("train", "tiny-transformer", "train.seed=1", "train.eval_every=50", "--data",
+                          str(tmp_path / "data"), "--out", run, "--threads", "1")
+    assert evaluate.argv[:6] == ("eval", run, "heldout", "phonebook", "mqar", "copy")
+    assert [job.argv[1] for job in timings.chains[0]] == ["generate", "train"] * 4
+    assert all(job.argv[-2:] == ("--threads", "2") for job in timings.chains[0])
+
+
+def test_jobs_of_the_study_are_not_more_than_told(quick: Quick, tmp_path: Path) -> None:
+    config = quick[0].model_copy(update={"jobs": 3})
+    assert stages(config, quick[1], Layout(tmp_path), cores=2)[1].jobs == 3
+
+
+def test_a_training_is_done_when_its_last_checkpoint_is_whole(quick: Quick, tmp_path: Path) -> None:
+    train, evaluate = stages(*quick, Layout(tmp_path), cores=1)[1].chains[0]
+    recipe = quick[1]["tiny-transformer"]
+    assert train.run is not None
+    last = checkpoint(train.run, recipe)
+    last.with_name("step-00000100").mkdir(parents=True)
+    assert not train.done()
+    last.mkdir()
+    assert train.done()
+    assert not evaluate.done()
+    assert Run(train.run).steps_done == train.steps
+
+
+def test_an_evaluation_older_than_the_checkpoint_is_made_again(quick: Quick, tmp_path: Path) -> None:
+    train, evaluate = stages(*quick, Layout(tmp_path), cores=1)[1].chains[0]
+    assert train.run is not None
+    last = checkpoint(train.run, quick[1]["tiny-transformer"])
+    last.mkdir(parents=True)
+    for task in quick[0].eval.tasks:
+        Run(train.run).save_rows(task, [])
+    assert evaluate.done()
+    os.utime(last, (2e9, 2e9))
+    assert not evaluate.done()
+
+
+def test_text_of_ones_own_reaches_prepare(tmp_path: Path) -> None:
+    config = load_study("quick", ['prepare.text=["a.txt", "b"]'])
+    prepare = stages(config, load_recipes(config), Layout(tmp_path), 1)[0].chains[0][0]
+    assert prepare.argv == ("prepare", str(tmp_path / "data"), "--text", "a.txt", "--text", "b", "--vocab-size", "4096")
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("recipes=['tiny-mamba', 'tiny-mamba']", "recipes names the same one twice"),
+    ("overrides.train.seed=3", "overrides may not set train.seed"),
+    ("prepare.jsonl='x'", "jsonl and field belong together"),
+    ("sedes=[1]", "unknown key sedes. Did you mean seeds?"),
+    ("eval.lengths=[0]", "eval.lengths.0 is 0"),
+])
+def test_an_impossible_study_is_refused_with_its_key(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=r"quick\.toml") as refusal:
+        load_study("quick", [override])
+    assert message in str(refusal.value)
+
+
+def test_models_of_unequal_size_are_refused_with_their_counts() -> None:
+    config = load_study("quick", ["overrides.model.d_model=128"])
+    with pytest.raises(ConfigError, match="non-embedding parameters") as refusal:
+        load_recipes(config)
+    assert "match_tolerance allows 2.0%" in str(refusal.value)
+
+
+def two_recipes(folder: Path, **changes: Any) -> StudyConfig:
+    """A study of tiny-mamba2 and a copy of it in which `changes` of optim are made."""
+    from hinny.config import to_toml
+
+    other = load_recipe("tiny-mamba2", [f"optim.{key}={value}" for key, value in changes.items()])
+    path = folder / "other.toml"
+    path.write_text(to_toml(other.model_copy(update={"name": "other"})))
+    return load_study("quick", [f"recipes=['tiny-mamba2', '{path}']"])
+
+
+def test_unequal_optimisers_are_refused_unless_the_study_allows_them(tmp_path: Path) -> None:
+    config = two_recipes(tmp_path, lr=0.5)
+    with pytest.raises(ConfigError, match=r"differ in optim.lr: 0.002 in tiny-mamba2, 0.5 in other") as refusal:
+        load_recipes(config)
+    assert 'may_differ = ["optim.lr"]' in str(refusal.value)
+    allowed = load_recipes(config.model_copy(update={"may_differ": ["optim.lr"]}))
+    assert differences(allowed) == {"optim.lr": {"tiny-mamba2": 0.002, "other": 0.5}}
+    with pytest.raises(ConfigError, match=r"may_differ names optim\.clip"):
+        load_recipes(config.model_copy(update={"may_differ": ["optim.lr", "optim.clip"]}))
+
+
+def test_a_folder_of_a_changed_study_is_refused_and_named(tmp_path: Path) -> None:
+    config = load_study("quick")
+    recipes = load_recipes(config)
+    claim_folder(config, recipes, Layout(tmp_path))
+    claim_folder(config.model_copy(update={"jobs": 5, "description": "other words"}), recipes, Layout(tmp_path))
+    changed = load_study("quick", ["overrides.train.steps=7"])
+    with pytest.raises(ConfigError, match=r"overrides\.train\.steps was 'not set' and is now 7") as refusal:
+        claim_folder(changed, load_recipes(changed), Layout(tmp_path))
+    assert "--out" in str(refusal.value)
+
+
+def test_a_recipe_that_changed_since_the_runs_is_refused(tmp_path: Path) -> None:
+    config = two_recipes(tmp_path)
+    claim_folder(config, load_recipes(config), Layout(tmp_path / "out"))
+    text = (tmp_path / "other.toml").read_text()
+    (tmp_path / "other.toml").write_text(text.replace("weight_decay = 0.1", "weight_decay = 0.2"))
+    config = config.model_copy(update={"may_differ": ["optim.weight_decay"]})
+    with pytest.raises(ConfigError, match="may_differ was"):
+        claim_folder(config, load_recipes(config), Layout(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"other.toml.*optim.weight_decay was 0.1 and is now 0.2"):
+        claim_folder(config.model_copy(update={"may_differ": []}), load_recipes(config), Layout(tmp_path / "out"))

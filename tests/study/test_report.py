@@ -1,0 +1,219 @@
+"""The report of a made-up study: complete, self-contained, made of rows alone, and right in a browser."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hinny.errors import RunError
+from hinny.run import Run
+from hinny.study.claims import CLAIMS
+from hinny.study.collect import collect, read_table
+from hinny.study.draw import apart, short
+from hinny.study.figures import plots
+from hinny.study.report import report
+from hinny.study.summary import Score, columns, leaders
+
+PLOTS = ["learning", "positions", "phonebook", "digits", "recall", "speed", "memory", "predicted"]
+
+
+@pytest.fixture(scope="module")
+def page(study_folder: Path) -> Path:
+    return report(study_folder)
+
+
+def visible(text: str) -> str:
+    return re.sub(r"\s+", " ", html.unescape(text).replace("\N{NO-BREAK SPACE}", " "))
+
+
+def test_the_page_names_no_outside_resource(page: Path) -> None:
+    text = page.read_text()
+    assert re.findall(r"https?://", text) == []
+    assert re.findall(r"<(?:script|iframe|img|link)[^>]*>", text) == ['<link rel="icon" href="data:,">']
+    assert "@import" not in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_all_claims_captions_recipes_and_provenance_are_there(page: Path, study_folder: Path, name: str) -> None:
+    text, table = visible((study_folder / name).read_text()), read_table(study_folder)
+    assert len(CLAIMS) == 35
+    for claim in CLAIMS:
+        assert claim.text in text
+        assert claim.paper in text
+        assert claim.test in text
+    shown = plots(table)
+    assert [plot.id for plot in shown] == PLOTS
+    for plot in shown:
+        assert visible(plot.caption) in text
+    for recipe in table.about["recipes"].values():
+        assert visible(recipe["toml"]) in text
+    # the table, each plot and the claims say what made them
+    assert text.count("How these figures were made") == len(PLOTS) + 2
+    assert "hinny eval tiny-hybrid-s2 phonebook" in text
+    assert "0123456789ab" in text
+    assert "Made-up CPU, 2 cores" in text
+    assert "fingerprint" in text
+    assert "f" * 64 in text
+
+
+def test_every_file_that_the_markdown_shows_exists(page: Path, study_folder: Path) -> None:
+    files = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (study_folder / "report.md").read_text())
+    assert len(files) == 16
+    for file in files:
+        assert (study_folder / file).read_text().startswith("<?xml")
+
+
+def test_figures_are_means_over_seeds_between_the_seeds(study_folder: Path, page: Path) -> None:
+    rows = json.loads((study_folder / "results" / "study.json").read_text())
+    row = next(r for r in rows if r["what"] == "held_out_loss" and r["variant"] == "tiny-mamba")
+    single = [r["value"] for seed in (1, 2) for r in Run(study_folder / "runs" / f"tiny-mamba-s{seed}").rows("heldout")
+              if r["what"] == "held_out_loss"]
+    assert row["value"] == pytest.approx(sum(single) / 2, abs=1e-12)
+    assert (row["low"], row["high"]) == (min(single), max(single))
+    assert row["shape"] == "windows=128 length=256 seeds=2"
+    assert row["command"].split("\n") == ["hinny eval tiny-mamba-s1 heldout", "hinny eval tiny-mamba-s2 heldout"]
+    assert set(row) == {"what", "variant", "shape", "value", "unit", "low", "high", "bound", "peer", "peer_value",
+                        "ratio", "command", "commit", "machine"}
+
+
+def test_digits_of_wrong_numbers_leave_out_the_right_ones(study_folder: Path, page: Path) -> None:
+    table = read_table(study_folder)
+    wrong = table.curve("phonebook.wrong_digits", "tiny-mamba", "length", form="standard")
+    assert [f.value for f in wrong] == pytest.approx([0.36] * len(wrong))
+
+
+def test_the_report_is_the_same_every_time_and_needs_rows_alone(study_folder: Path, page: Path, tmp_path: Path) -> None:
+    shutil.copytree(study_folder / "results", tmp_path / "results")
+    again = report(tmp_path)
+    assert again.read_text() == page.read_text()
+    assert (tmp_path / "report.md").read_text() == (study_folder / "report.md").read_text()
+
+
+def test_a_changed_row_changes_the_page(page: Path, study_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(study_folder / "results", tmp_path / "results")
+    file = tmp_path / "results" / "study.json"
+    rows = json.loads(file.read_text())
+    for row in rows:
+        if row["what"] == "held_out_loss" and row["variant"] == "tiny-transformer":
+            row |= {"value": 1.234, "low": 1.2, "high": 1.3}
+    file.write_text(json.dumps(rows))
+    assert "Transformer predicts held-out text best: 1.234 nats/token" in visible(report(tmp_path).read_text())
+
+
+def test_a_study_that_has_only_begun_is_reported_as_far_as_it_got(
+        tmp_path: Path, quick: Any, write_made_up: Any) -> None:
+    write_made_up(tmp_path / "s", *quick)
+    shutil.rmtree(tmp_path / "s" / "runs")
+    (tmp_path / "s" / "runs").mkdir()
+    (tmp_path / "s" / "data" / "data.json").unlink()
+    text = visible(report(tmp_path / "s").read_text())
+    assert all(claim.text in text for claim in CLAIMS)
+    assert "predicted" in text
+    assert "Held-out loss" not in text.partition("checked")[0]
+
+
+@pytest.mark.parametrize("use", [report, collect])
+def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, use: Any) -> None:
+    with pytest.raises(RunError, match=f"{tmp_path} is not a study"):
+        use(tmp_path)
+
+
+def test_the_best_is_marked_with_those_that_cannot_be_told_from_it() -> None:
+    scores = {"a": Score(1.0, 0.9, 1.1), "b": Score(1.2, 1.05, 1.3), "c": Score(2.0, 1.9, 2.1)}
+    assert leaders(scores, lower=True) == ["a", "b"]
+    assert leaders(scores, lower=False) == ["c"]
+    assert leaders({name: scores[name] for name in "ab"}, lower=True) == []
+
+
+def test_the_short_table_marks_the_best_of_each_line(study_folder: Path, page: Path) -> None:
+    lines = {line.title: line for line in columns(read_table(study_folder))}
+    best = {title: [cell.best for cell in line.cells] for title, line in lines.items()}
+    assert best["Held-out loss"] == [False, False, False, True]
+    assert best["Phonebook up to 256 tokens"] == [True, False, False, True]
+    assert best["State and cache at 4,096"] == [False, True, True, False]
+    assert lines["Held-out loss"].cells[0].text == "3.900"
+
+
+def test_labels_are_moved_apart_and_stay_in_order() -> None:
+    placed = apart([0.5, 0.5, 0.52, 1.0], 0.1)
+    assert all(b - a > 0.0999 for a, b in itertools.pairwise(placed))
+    assert placed[-1] <= 1.0
+
+
+def test_counts_are_short() -> None:
+    assert [short(v) for v in (0, 96, 1024, 131072, 1_500_000, 12_582_912)] == ["0", "96", "1K", "128K", "1.5M", "12M"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium. Skipped where there is none, but never in CI."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("no chromium or google-chrome on this machine; CI needs one to open the report")
+        pytest.skip("no chromium or google-chrome on this machine")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_renders_the_page_without_help_from_outside(
+        browser: Any, page: Path, width: int, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab = context.new_page()
+    trouble: list[str] = []
+    requests: list[str] = []
+    tab.on("console", lambda message: trouble.append(message.text))
+    tab.on("pageerror", lambda error: trouble.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(page.as_uri())
+    assert trouble == []
+    assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    captions = tab.eval_on_selector_all("figure", "all => all.map(f => f.querySelector('figcaption').innerText)")
+    assert len(captions) == len(PLOTS)
+    assert all(len(caption) > 60 for caption in captions)
+    sizes = tab.eval_on_selector_all("figure svg", "all => all.map(s => s.getBoundingClientRect().toJSON())")
+    assert len(sizes) == 16
+    assert all(s["width"] > 250 and s["height"] > 150 and s["right"] <= width for s in sizes)
+    ink, paper = tab.evaluate("['color', 'backgroundColor'].map(key => getComputedStyle(document.body)[key])")
+    drawn = tab.evaluate("getComputedStyle(document.querySelector('figure svg text')).fill")
+    assert (brightness(paper) > 200) == (scheme == "light")
+    assert drawn == ink
+    assert abs(brightness(ink) - brightness(paper)) > 150
+    context.close()
+
+
+def brightness(colour: str) -> float:
+    """Mean of the channels of "rgb(r, g, b)"."""
+    channels = [float(v) for v in re.findall(r"[\d.]+", colour)[:3]]
+    return sum(channels) / 3
+
+
+def test_no_words_overlap_in_a_plot(browser: Any, page: Path) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 800})
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    boxes = tab.eval_on_selector_all("figure svg", """all => all.map(s => [...s.querySelectorAll('text')].map(
+        t => [t.textContent, t.getBoundingClientRect().toJSON()]))""")
+    for words in boxes:
+        for i, (one, a) in enumerate(words):
+            for other, b in words[i + 1:]:
+                across = min(a["right"], b["right"]) - max(a["left"], b["left"])
+                down = min(a["bottom"], b["bottom"]) - max(a["top"], b["top"])
+                assert across < 1 or down < 4, (one, other)
+    context.close()

@@ -1,0 +1,109 @@
+"""Every shipped recipe: it loads, its counts are the model's, and it is what its family says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import hinny
+from hinny import counts
+from hinny.config import Recipe, find, load_recipe, read_toml, shipped_names, to_toml, validate
+from hinny.model import Model
+
+NAMES = shipped_names("recipes")
+FAMILIES = ("mamba", "mamba2", "transformer", "hybrid")
+PARAMETERS_8B = {"mamba2": 8_236_999_680, "hybrid": 8_654_517_248, "transformer": 8_540_135_424,
+                 "mamba": 8_148_783_104}
+
+
+def test_every_size_has_the_four_families() -> None:
+    assert {f"{size}-{family}" for size in ("tiny", "130m", "840m", "8b") for family in FAMILIES} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_are_those_of_the_model_built_on_meta(name: str) -> None:
+    recipe = load_recipe(name)
+    with torch.device("meta"):
+        model = Model(recipe.model)
+    assert counts.parameters(recipe.model).total == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_called_as_its_file_and_described(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == Path(name).name
+    assert len(recipe.description) > 40
+    assert "name" not in read_toml(find("recipes", name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_survives_writing_and_reading(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    path = tmp_path / "recipe.toml"
+    path.write_text(to_toml(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert validate(Recipe, read_toml(path), "again") == recipe
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_8b_models_have_exactly_the_parameters_of_the_release(family: str) -> None:
+    count = counts.parameters(load_recipe(f"8b-{family}").model)
+    assert count.total == PARAMETERS_8B[family]
+    assert count.embedding == count.head == 256_000 * 4096
+
+
+def test_the_8b_models_differ_in_activation_norm_positions_and_groups_as_released() -> None:
+    hybrid, transformer = (load_recipe(f"8b-{family}").model for family in ("hybrid", "transformer"))
+    assert (hybrid.mlp.activation, transformer.mlp.activation) == ("gelu", "relu2")
+    assert (hybrid.norm, transformer.norm) == ("rmsnorm", "layernorm1p")
+    assert (hybrid.attention.positions, transformer.attention.positions) == ("none", "rope")
+    assert (transformer.attention.rope_dim, transformer.attention.rope_base) == (64, 10000.0)
+    assert (hybrid.attention.n_kv_heads, transformer.attention.n_kv_heads) == (8, 32)
+    assert (hybrid.mamba2.n_groups, hybrid.mamba2.d_state, hybrid.mamba2.chunk_len) == (8, 128, 128)
+    assert hybrid.pattern == "M-M-M--M-M*-M-M-M-M--M*-M-M-M-M-M*--M-M-M-M-M*-M--M-M-M-"
+    assert transformer.pattern == "*-" * 32
+
+
+def test_the_transformers_output_layers_start_smaller_by_the_released_rule() -> None:
+    for size in ("tiny", "130m", "840m", "8b"):
+        model = load_recipe(f"{size}-transformer").model
+        blocks = model.depth // 2
+        assert model.output_init_std == pytest.approx(model.init_std / (2 * blocks) ** 0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize(("family", "tokens"), [("hybrid", 3.5e12), ("mamba2", 3.5e12), ("transformer", 3.5e12),
+                                                ("mamba", 1.1e12)])
+def test_the_8b_runs_are_as_long_as_the_papers_to_a_step(family: str, tokens: float) -> None:
+    recipe = load_recipe(f"8b-{family}")
+    step = recipe.train.batch_size * recipe.train.seq_len
+    assert abs(recipe.train.steps * step - tokens) <= step / 2
+    assert recipe.optim.warmup_samples == 122_000
+    assert recipe.optim.min_lr == pytest.approx(recipe.optim.lr / 10)
+    assert (recipe.train.batch_size, recipe.optim.lr) == ((256, 1e-4) if family == "mamba" else (1024, 3e-4))
+    assert recipe.data.boundaries == "leak"
+
+
+@pytest.mark.parametrize(("size", "tolerance"), [("tiny", 0.02), ("130m", 0.02), ("840m", 0.02)])
+def test_the_families_of_a_size_match_in_non_embedding_parameters(size: str, tolerance: float) -> None:
+    sizes = [counts.parameters(load_recipe(f"{size}-{family}").model).non_embedding for family in FAMILIES]
+    assert max(sizes) / min(sizes) - 1 <= tolerance
+
+
+@pytest.mark.parametrize("size", ["tiny", "130m", "840m"])
+def test_the_families_of_a_size_train_alike(size: str) -> None:
+    first, *others = (load_recipe(f"{size}-{family}") for family in FAMILIES)
+    for other in others:
+        assert (other.data, other.optim, other.train) == (first.data, first.optim, first.train)
+        assert (other.model.vocab_size, other.model.tie_embeddings) == (
+            first.model.vocab_size, first.model.tie_embeddings)
+
+
+def test_the_840m_hybrid_is_the_released_example() -> None:
+    count = counts.parameters(load_recipe("840m-hybrid").model)
+    assert (count.non_embedding, count.total) == (382_839_680, 907_127_680)
+
+
+def test_recipes_load_by_name_from_the_package() -> None:
+    assert hinny.load_recipe("tiny-hybrid").model.pattern.count("*") >= 1

@@ -1,0 +1,125 @@
+"""The verb `show`: one object of figures, its text, and no torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+import hinny
+from hinny import counts
+from hinny.config import load_recipe
+from hinny.errors import ConfigError
+from hinny.show import quantity, render, show, show_pattern
+
+PATTERN_8B = "M-M-M--M-M*-M-M-M-M--M*-M-M-M-M-M*--M-M-M-M-M*-M--M-M-M-"
+
+
+def text_of(figures: dict, width: int = 120) -> str:
+    return render(figures, Console(file=io.StringIO(), width=width))
+
+
+def test_recipes_are_shown_without_torch() -> None:
+    code = ("import sys, hinny.counts, hinny.predict, hinny.show, hinny.config, hinny.pattern\n"
+            "from hinny.config import load_recipe\n"
+            "print(hinny.show.render(hinny.show.show(load_recipe('8b-hybrid')))[:9])\n"
+            "sys.exit('torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "8b-hybrid", "")
+
+
+def test_the_figures_of_the_8b_hybrid_are_exact_and_survive_json() -> None:
+    figures = show(load_recipe("8b-hybrid"))
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert figures["name"] == "8b-hybrid"
+    assert figures["parameters"] == 8_654_517_248
+    assert figures["non_embedding"] == 6_557_365_248
+    assert figures["pattern"] == PATTERN_8B
+    assert figures["layers"] == {"Mamba-2": 24, "attention": 4, "MLP": 28}
+    assert sum(figures["parameters_by_part"].values()) == 8_654_517_248
+    assert figures["flops_per_token"] == figures["flops_per_token_training"] == 3 * figures["flops_per_token_forward"]
+    assert figures["state_bytes"] == counts.state_bytes(load_recipe("8b-hybrid").model)
+    assert figures["kv_bytes_per_token"] == 16_384
+    assert figures["training_tokens"] == pytest.approx(3.5e12, rel=1e-6)
+
+
+def test_the_verb_is_the_function_of_the_package() -> None:
+    recipe = load_recipe("tiny-mamba")
+    assert hinny.show(recipe) == show(recipe)
+
+
+def test_predictions_are_for_the_hardware_batch_and_contexts_asked_for() -> None:
+    figures = show(load_recipe("8b-mamba2"), hardware="H200", batch=7, contexts=(100, 200), mfu=0.5)
+    decode, prefill = figures["predictions"]["decode"], figures["predictions"]["prefill"]
+    assert [(d["hardware"], d["batch"], d["context"]) for d in decode] == [("H200", 7, 100), ("H200", 7, 200)]
+    assert [p["mfu"] for p in prefill] == [0.5, 0.5]
+    assert figures["predictions"]["assumptions"]["bandwidth"] == 4.8e12
+    with pytest.raises(ConfigError, match="not known"):
+        show(load_recipe("8b-mamba2"), hardware="Z80")
+
+
+def test_training_memory_follows_the_recipes_precision_and_the_devices() -> None:
+    half, full = (show(load_recipe("tiny-mamba2", [f'train.precision="{p}"']))["memory"]["training"]
+                  for p in ("bf16", "fp32"))
+    assert full["activation_bytes"] == 2 * half["activation_bytes"]
+    one, four = (show(load_recipe("8b-mamba2"), devices=n)["memory"]["training"] for n in (1, 4))
+    assert one["states_bytes"] == 4 * four["states_bytes"]
+
+
+def test_the_text_shows_sizes_pattern_log_and_what_does_not_fit() -> None:
+    text = text_of(show(load_recipe("8b-hybrid")))
+    for line in ("8,654,517,248", PATTERN_8B, "24 Mamba-2, 4 attention, 28 MLP",
+                 "Hybrid allocation (M is mamba, * is attention, - is mlp):",
+                 "Target attention ratio: 0.08. Actual attention ratio: 0.07.",
+                 "does not fit", "only batch 1", "Arithmetic, not measured"):
+        assert line in text
+    assert "does not fit" not in text_of(show(load_recipe("tiny-hybrid")))
+
+
+def test_a_pattern_given_as_such_has_no_allocation_log() -> None:
+    figures = show(load_recipe("8b-transformer"))
+    assert figures["allocation"] == []
+    assert "Hybrid allocation" not in text_of(figures)
+
+
+def test_a_long_pattern_is_drawn_whole_in_rows_under_a_ruler() -> None:
+    text = text_of(show(load_recipe("8b-transformer")), width=80)
+    assert [line.strip() for line in text.splitlines() if set(line.strip()) == {"*", "-"}] == ["*-" * 30, "*-" * 2]
+    assert any(line.split() == ["0", "10", "20", "30", "40", "50"] for line in text.splitlines())
+
+
+def test_a_recipe_that_overrides_its_ratios_shows_both_patterns() -> None:
+    moved = "M-M-M-M*--M-"
+    allocated = load_recipe("tiny-hybrid").model.pattern
+    figures = show(load_recipe("tiny-hybrid", [f"model.pattern={moved}"]))
+    assert figures["pattern"] == moved
+    assert figures["allocation"][:4] == [
+        "Using hybrid override pattern", "Warning: overriding pattern A with pattern B",
+        f"A: {allocated}", f"B: {moved}"]
+
+
+def test_a_pattern_alone_is_shown_with_counts_positions_and_log() -> None:
+    figures = show_pattern(56, 0.08, 0.5)
+    assert json.loads(json.dumps(figures)) == figures
+    assert figures["pattern"] == PATTERN_8B
+    assert figures["layers"] == {"Mamba-2": 24, "attention": 4, "MLP": 28}
+    assert figures["attention_at"] == [10, 22, 33, 45]
+    assert figures["allocation"][1] == PATTERN_8B
+    assert PATTERN_8B in text_of(figures)
+    same = show_pattern(56, 0.08, 0.5, PATTERN_8B)
+    assert same["allocation"][:2] == ["Using hybrid override pattern",
+                                      "The override pattern matches the overridden pattern"]
+
+
+def test_attention_positions_do_not_count_pipeline_cuts() -> None:
+    assert show_pattern(4, 0.25, 0.0, "MM|*M")["attention_at"] == [2]
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0 "), (999, "999 "), (1000, "1 k"), (52_297_728, "52.3 M"),
+                                             (8.65e9, "8.65 G"), (9.9e14, "990 T"), (2.25e15, "2.25 P")])
+def test_quantities_have_three_digits_and_a_prefix(value: float, text: str) -> None:
+    assert quantity(value) == text
