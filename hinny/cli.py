@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,8 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by de
 
 def main() -> None:
     """Run the command line; a user's mistake ends it with one message and exit code 1."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hinny").setLevel(logging.INFO)
     try:
         app()
     except HinnyError as mistake:
@@ -83,12 +86,13 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Layers, parameters, FLOPs, memory and predicted speed of a recipe; needs no GPU."""
-    from hinny import show as figures_of
+    from hinny.show import render, show_pattern
+    from hinny.show import show as show_recipe
 
     if pattern:
         if recipe is not None or layers is None:
             raise typer.BadParameter("--pattern takes --layers and no recipe.")
-        figures = figures_of.show_pattern(layers, attention_ratio, mlp_ratio, override)
+        figures = show_pattern(layers, attention_ratio, mlp_ratio, override)
     else:
         if recipe is None:
             raise typer.BadParameter("name a recipe, or use --pattern.")
@@ -97,8 +101,8 @@ def show(
                                      "a recipe is changed by key=value, for instance model.n_layers=24.")
         from hinny.config import load_recipe
 
-        figures = figures_of.show(load_recipe(recipe, overrides or ()), hardware=hardware)
-    print(json.dumps(figures, indent=1) if as_json else figures_of.render(figures))
+        figures = show_recipe(load_recipe(recipe, overrides or ()), hardware=hardware)
+    print(json.dumps(figures, indent=1) if as_json else render(figures))
 
 
 @app.command()

@@ -1,9 +1,10 @@
 """Selective scan in chunks, forward and backward written out: states of one chunk at a time, in the cache.
 
-Autograd over the steps would keep (t b d n) several times over and spend its time on small operations; so would a
-scan vectorised over chunks, which also multiplies every state by the decay from its chunk's start. Here one chunk's
-decays and additions are made at once, its steps are one fused operation each, in place, and the backward makes
-them again from the state that entered the chunk. Measured: docs/ssd.md, "Costs".
+Autograd over the steps keeps (t b d n) several times over. Here one chunk's decays and additions are made at once,
+its steps are one fused multiply-add each, in place, and the backward makes them again from the state that entered the
+chunk. Forward and backward at b 16, t 256, d 256, n 16, one thread of an AVX-512 EPYC: 103 ms with chunks of 4, 117 of
+8, 142 of 16, 535 for the recurrence under autograd; at b 8, d 192: 52, 47, 42 and 156. Sums over n or d are a product
+and a sum, 0.23 ms for a million; a batched matrix-vector product takes 1.4.
 Layout inside: (l b n d), channels last, so that every operation runs along d.
 """
 

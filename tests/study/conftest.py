@@ -19,20 +19,54 @@ from hinny.study.plan import Layout, checkpoint, claim_folder
 SKILL = {"tiny-transformer": 0.0, "tiny-mamba": 0.07, "tiny-mamba2": 0.04, "tiny-hybrid": -0.08}
 """Invented differences of loss."""
 Rows = list[dict[str, Any]]
+STUDY = """
+description = "Four made-up models."
+recipes = ["tiny-transformer", "tiny-mamba", "tiny-mamba2", "tiny-hybrid"]
+seeds = [1, 2]
+match_tolerance = 0.02
+[overrides.train]
+seq_len = 256
+steps = 300
+eval_every = 50
+[prepare]
+vocab_size = 4096
+[eval]
+tasks = ["heldout", "phonebook", "mqar", "copy"]
+samples = 64
+lengths = [64, 96, 128, 192, 256, 320, 384, 512]
+pairs = [4, 8, 16, 32]
+windows = 128
+[bench]
+contexts = [64, 256, 1024, 4096]
+train_steps = 5
+[predict]
+recipes = ["8b-transformer", "8b-mamba", "8b-mamba2", "8b-hybrid"]
+hardware = ["A100", "H100", "H200", "B200"]
+contexts = [1024, 4096, 16384, 32768, 65536, 131072]
+batch = 32
+"""
 ATTENTION = ("tiny-transformer", "tiny-hybrid")
 
 
 @pytest.fixture(scope="session")
-def quick() -> tuple[StudyConfig, dict[str, Recipe]]:
-    """The shipped study and its recipes."""
-    config = load_study("quick")
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of the shipped tiny recipes whose sizes these tests may count on."""
+    file = tmp_path_factory.mktemp("studies") / "trial.toml"
+    file.write_text(STUDY)
+    return file
+
+
+@pytest.fixture(scope="session")
+def quick(study_file: Path) -> tuple[StudyConfig, dict[str, Recipe]]:
+    """The made-up study and its recipes."""
+    config = load_study(study_file)
     return config, load_recipes(config)
 
 
 @pytest.fixture(scope="session")
 def study_folder(tmp_path_factory: pytest.TempPathFactory, quick: tuple[StudyConfig, dict[str, Recipe]]) -> Path:
     """A finished made-up study; read only."""
-    root = tmp_path_factory.mktemp("study") / "quick"
+    root = tmp_path_factory.mktemp("study") / "trial"
     write_study(root, *quick)
     return root
 

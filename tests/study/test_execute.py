@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hinny.config import Recipe
 from hinny.errors import RunError
 from hinny.run import Run
 from hinny.study import conduct, plan
-from hinny.study.config import StudyConfig
 from hinny.study.execute import run_stage
 from hinny.study.plan import Job, Stage
 from hinny.study.progress import Display, Tail, note
@@ -165,12 +163,12 @@ print("hello from", argv[0])
 
 
 def test_a_study_runs_to_its_report_and_a_second_start_reuses_everything(
-        tmp_path: Path, study_folder: Path, monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path, study_file: Path, study_folder: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
     program, calls = tmp_path / "stand_in.py", tmp_path / "calls"
     program.write_text(STAND_IN.format(done=str(study_folder), calls=str(calls)))
     monkeypatch.setattr(plan, "PROGRAM", (sys.executable, str(program)))
-    page = conduct.study("quick", out=tmp_path / "out", jobs=4)
+    page = conduct.study(study_file, out=tmp_path / "out", jobs=4)
     assert page == tmp_path / "out" / "report.html"
     assert page.stat().st_size > 50_000
     first = calls.read_text().splitlines()
@@ -179,21 +177,21 @@ def test_a_study_runs_to_its_report_and_a_second_start_reuses_everything(
     out = capsys.readouterr().out
     assert "Held-out loss (nats/token)" in out
     assert out.rstrip().endswith(f"Report: {page}")
-    again = conduct.study("quick", out=tmp_path / "out", jobs=4)
+    again = conduct.study(study_file, out=tmp_path / "out", jobs=4)
     assert again.read_text() == page.read_text()
     assert calls.read_text().splitlines() == first
     assert "train tiny-hybrid s2: reused" in capsys.readouterr().out
 
 
 def test_an_interrupted_study_tells_how_to_go_on(
-        tmp_path: Path, quick: tuple[StudyConfig, dict[str, Recipe]], monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path, study_file: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(conduct, "run_stage", interrupted)
     with pytest.raises(SystemExit) as end:
-        conduct.study("quick", out=tmp_path / "out")
+        conduct.study(study_file, out=tmp_path / "out")
     assert end.value.code == 130
     assert "goes on from there" in capsys.readouterr().out
 

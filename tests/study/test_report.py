@@ -56,7 +56,7 @@ def test_all_claims_captions_recipes_and_provenance_are_there(page: Path, study_
     for plot in shown:
         assert visible(plot.caption) in text
     for recipe in table.about["recipes"].values():
-        assert visible(recipe["toml"]) in text
+        assert visible(recipe["toml"]).strip() in text
     # the table, each plot and the claims say what made them
     assert text.count("How these figures were made") == len(PLOTS) + 2
     assert "hinny eval tiny-hybrid-s2 phonebook" in text

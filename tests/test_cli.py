@@ -1,0 +1,105 @@
+"""The command line: every verb works, and a user's mistake gets one message and a non-zero exit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hinny.cli import main
+from hinny.run import Run
+
+
+def hinny(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command."""
+    monkeypatch.setattr(sys, "argv", ["hinny", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    return lambda *arguments: hinny(capsys, monkeypatch, *map(str, arguments))
+
+
+def test_show_prints_exact_figures_as_json(run) -> None:
+    code, out, _ = run("show", "recipes/8b-hybrid.toml", "--json")
+    assert code == 0
+    assert json.loads(out)["parameters"] == 8_654_517_248
+
+
+def test_show_pattern_allocates(run) -> None:
+    code, out, _ = run("show", "--pattern", "--layers", 12, "--attention-ratio", 0.08, "--mlp-ratio", 0.5)
+    assert code == 0
+    assert "M-M-M-*-M-M-" in out
+
+
+def test_a_run_goes_from_text_to_text(run, tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for i in range(8):
+        (tmp_path / "text" / f"{i}.txt").write_text(f"this is document {i}, and it is short. " * 30)
+    code, out, err = run("prepare", tmp_path / "data", "--text", tmp_path / "text", "--vocab-size", 270,
+                       "--held-out", 0.2, "--json")
+    assert code == 0, err
+    assert json.loads(out)["vocab_size"] == 270
+    sizes = ["model.vocab_size=270", "model.d_model=32", "model.attention.n_heads=2", "model.attention.n_kv_heads=1",
+             "model.attention.head_dim=16", "model.mlp.d_ff=48", "train.seq_len=32", "train.batch_size=2",
+             "train.micro_batch_size=2", "train.steps=3", "optim.warmup_samples=2"]
+    code, out, err = run("train", "tiny-transformer", *sizes, "--data", tmp_path / "data", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "finished at step 3" in out
+    assert "loss" in err
+    code, out, _ = run("eval", tmp_path / "run", "heldout", "mqar", "--samples", 4, "--pairs", "4", "--json")
+    assert code == 0
+    assert {row["what"] for row in json.loads(out)} >= {"held_out_loss", "bits_per_byte", "mqar.accuracy"}
+    code, out, _ = run("bench", "generate", "--run", tmp_path / "run", "--contexts", "8,16", "--tokens", 2, "--json")
+    assert code == 0
+    assert [row["shape"].split()[0] for row in json.loads(out) if row["what"] == "state_bytes"] == [
+        "context=8", "context=16"]
+    code, out, _ = run("generate", tmp_path / "run", "this is", "--max-tokens", 5)
+    assert code == 0
+    assert out.endswith("\n")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("show", "8b-hybird"), "Did you mean 8b-hybrid?"),
+    (("show", "tiny-hybrid", "model.d_modle=4"), "Did you mean model.d_model?"),
+    (("show", "tiny-hybrid", "model.attention.n_kv_heads=5"), "must divide"),
+    (("train", "tiny-hybrid"), "--data"),
+    (("eval", "no-such-run", "heldout"), "not a run directory"),
+    (("generate", "no-such-run", "x"), "not a run directory"),
+    (("report", "no-such-study"), "no-such-study"),
+    (("study", "no-such-study"), "no-such-study"),
+    (("bench", "kernels"), "known: generate, train"),
+    (("prepare", "x", "--text", "no-such-text"), "no-such-text"),
+])
+def test_a_mistake_gets_one_message(run, arguments: tuple[str, ...], message: str) -> None:
+    code, out, err = run(*arguments)
+    assert code == 1
+    assert message in err
+    assert err.startswith("hinny: ")
+    assert "Traceback" not in err + out
+
+
+@pytest.mark.parametrize("arguments", [
+    ("show",), ("show", "tiny-hybrid", "--layers", "4"), ("show", "--pattern"), ("eval", "x"),
+    ("bench", "train"), ("bench", "train", "--recipe", "tiny-hybrid", "--contexts", "4"), ("bench", "generate"),
+    ("eval", "x", "heldout", "--lengths", "a,b"), ("no-such-verb",), ("show", "tiny-hybrid", "--no-such-option")])
+def test_an_option_acts_or_is_refused(run, arguments: tuple[str, ...]) -> None:
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert "Traceback" not in err + out
+
+
+def test_the_module_is_the_command(trained_run: Run) -> None:
+    done = subprocess.run([sys.executable, "-m", "hinny", "show", "tiny-mamba2", "--json"], capture_output=True,
+                          text=True, check=True)
+    assert json.loads(done.stdout)["pattern"].startswith("M")
