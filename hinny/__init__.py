@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from hinny.infer.engine import Engine, generate, load
     from hinny.model import Model
     from hinny.show import show
-    from hinny.study.plan import study
+    from hinny.study.conduct import study
     from hinny.study.report import report
     from hinny.train.loop import train
 

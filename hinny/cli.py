@@ -246,7 +246,7 @@ def study(
     jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time; one a core by default.")] = None,
 ) -> None:
     """The main job: several recipes on the same data, evaluated and timed alike, one report."""
-    from hinny.study.plan import study as run
+    from hinny.study.conduct import study as run
 
     run(source, out=out, text=text, jsonl=jsonl, field=field, jobs=jobs, overrides=overrides or ())
 

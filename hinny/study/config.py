@@ -22,14 +22,16 @@ ALWAYS_DIFFER = ("train.seed", "data.path")
 
 
 class PrepareConfig(Section):
-    """Text and tokenizer; without text or jsonl, the Python standard library's sources and documentation."""
+    """The text; without text or jsonl, the Python standard library's sources and documentation.
+
+    The tokenizer learnt from it has the recipes' model.vocab_size.
+    """
 
     text: Annotated[list[str], Field(min_length=1)] | None = None
     """Files and folders, a document a file."""
     jsonl: str | None = None
     field: str | None = None
     """Name of the text in a line of jsonl."""
-    vocab_size: Positive
     max_bytes: Positive | None = None
 
     @model_validator(mode="after")
@@ -135,6 +137,7 @@ def load_recipes(config: StudyConfig) -> dict[str, Recipe]:
     for source in config.recipes:
         recipe = load_recipe(source, config.recipe_overrides)
         recipes[recipe.name] = recipe
+    _check_vocabulary(recipes)
     _check_matched(recipes, config.match_tolerance)
     _check_alike(recipes, config.may_differ)
     return recipes
@@ -146,6 +149,14 @@ def differences(recipes: dict[str, Recipe]) -> dict[str, dict[str, Any]]:
     keys = dict.fromkeys(key for table in flat.values() for key in table)
     found = {key: {name: table.get(key) for name, table in flat.items()} for key in keys if key not in ALWAYS_DIFFER}
     return {key: values for key, values in found.items() if len(set(map(repr, values.values()))) > 1}
+
+
+def _check_vocabulary(recipes: dict[str, Recipe]) -> None:
+    sizes = {name: recipe.model.vocab_size for name, recipe in recipes.items()}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{size} in {name}" for name, size in sizes.items())
+        raise ConfigError(f"the recipes differ in model.vocab_size: {listed}. They share one tokenizer: make "
+                          "them equal, for instance with overrides.model.vocab_size.")
 
 
 def _check_matched(recipes: dict[str, Recipe], tolerance: float) -> None:

@@ -81,7 +81,7 @@ def seeds_note(figures: list[Figure]) -> str:
     """What the bands of a plot are."""
     seeds = {f.seeds for f in figures}
     if seeds == {1}:
-        return "One seed."
+        return "One seed; bands are 95 % intervals where the evaluation gives them."
     number = "two" if seeds == {2} else str(max(seeds))
     return f"Lines are means over {number} seeds, bands run from the lowest to the highest seed."
 
@@ -227,4 +227,6 @@ def ratio_sentence(table: Table) -> str:
         base = table.find("predicted_decode", by_family.get("transformer", ""), hardware=hardware,
                           context=figure.shape["context"], batch=figure.shape["batch"])
         parts += [f"{figure.value / base[0].value:.1f}× at {short(figure.number('context'))}"] if base else []
-    return f"Hybrid over Transformer on {hardware}: {', '.join(parts)}." if parts else ""
+    batch = ours[0].shape["batch"]
+    return (f"Hybrid over Transformer on {hardware}, batch {batch}, memory limits aside: {', '.join(parts)}."
+            if parts else "")

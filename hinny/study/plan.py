@@ -88,21 +88,23 @@ def stages(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout, core
     sources = dict(zip(recipes, config.recipes, strict=True))
     chains = [[_train(config, sources[name], recipe, seed, layout), _eval(config, recipe, seed, layout)]
               for seed in config.seeds for name, recipe in recipes.items()]
-    plan = [Stage([[_prepare(config, layout)]], 1), Stage(chains, jobs)]
+    plan = [Stage([[_prepare(config, recipes, layout)]], 1), Stage(chains, jobs)]
     if config.bench:
         timings = [job for name in recipes for job in _bench(config, name, layout, cores)]
         plan.append(Stage([timings], 1))
     return plan
 
 
-def _prepare(config: StudyConfig, layout: Layout) -> Job:
+def _prepare(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> Job:
     prepare = config.prepare
+    (vocab_size,) = {recipe.model.vocab_size for recipe in recipes.values()}
     argv = ["prepare", str(layout.data)]
     for path in prepare.text or ():
         argv += ["--text", path]
-    for key in ("jsonl", "field", "vocab_size", "max_bytes"):
-        if (value := getattr(prepare, key)) is not None:
-            argv += [f"--{key.replace('_', '-')}", str(value)]
+    for option, value in (("--jsonl", prepare.jsonl), ("--field", prepare.field), ("--vocab-size", vocab_size),
+                          ("--max-bytes", prepare.max_bytes)):
+        if value is not None:
+            argv += [option, str(value)]
     return Job("prepare", tuple(argv), (layout.data / "data.json").is_file, layout.logs / "prepare.log")
 
 

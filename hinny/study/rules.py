@@ -32,7 +32,7 @@ class Verdict:
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
+    return f"{round(100 * value)}\N{NO-BREAK SPACE}%"
 
 
 def spread(figure: Figure, digits: int = 3) -> str:
@@ -251,7 +251,10 @@ def crossover(table: Table) -> Verdict:
 
 
 def predicted_decode(table: Table) -> Verdict:
-    """C33: the predicted speeds' ratio reaches 8 at some context; like the paper's, it is a prediction."""
+    """C33: the predicted speeds' ratio reaches 8 at some context; like the paper's, it is a prediction.
+
+    Also where the caches exceed one GPU; the sentence gives the largest that fits besides.
+    """
     by_family = {recipe["family"]: name for name, recipe in table.about["predicted"].items()}
     pairs = [(ours, base) for ours in table.find("predicted_decode", by_family.get("hybrid", ""))
              for base in table.find("predicted_decode", by_family.get("transformer", ""),
@@ -260,7 +263,11 @@ def predicted_decode(table: Table) -> Verdict:
         return Verdict(UNCLEAR, "The study predicts no hybrid beside a Transformer.", ("predicted_decode",))
     ours, base = max(pairs, key=lambda pair: pair[0].value / pair[1].value)
     ratio = ours.value / base.value
+    inside = [a.value / b.value for a, b in pairs if "no" not in (a.shape["fits"], b.shape["fits"])]
+    heads = [table.about["predicted"][f.variant]["kv_heads"] for f in (base, ours)]
+    fitting = f"{max(inside):.1f}×" if inside else "no figure"
     text = (f"Largest predicted ratio {ratio:.1f}× at {ours.number('context'):,} tokens, batch {ours.shape['batch']}, "
-            f"{ours.shape['hardware']}; the Transformer is the one predicted here, its KV heads are in its recipe.")
+            f"{ours.shape['hardware']}, memory limits aside; {fitting} where both fit one GPU. "
+            f"KV heads: {heads[0]} in the Transformer, {heads[1]} in the hybrid.")
     verdict = SEEN if ratio >= 8 else NOT_SEEN if ratio < 4 else UNCLEAR
     return Verdict(verdict, text, ("predicted_decode",))

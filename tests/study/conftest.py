@@ -26,10 +26,11 @@ seeds = [1, 2]
 match_tolerance = 0.02
 [overrides.train]
 seq_len = 256
+batch_size = 16
+micro_batch_size = 16
 steps = 300
 eval_every = 50
 [prepare]
-vocab_size = 4096
 [eval]
 tasks = ["heldout", "phonebook", "mqar", "copy"]
 samples = 64
@@ -41,7 +42,7 @@ contexts = [64, 256, 1024, 4096]
 train_steps = 5
 [predict]
 recipes = ["8b-transformer", "8b-mamba", "8b-mamba2", "8b-hybrid"]
-hardware = ["A100", "H100", "H200", "B200"]
+hardware = ["H100", "H200", "B200", "A100"]
 contexts = [1024, 4096, 16384, 32768, 65536, 131072]
 batch = 32
 """

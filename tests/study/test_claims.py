@@ -116,11 +116,13 @@ def test_a_crossover_needs_a_clear_lag_and_a_clear_lead(hybrid: Any, verdict: st
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(8.5, SEEN), (3.0, NOT_SEEN), (6.0, UNCLEAR)])
 def test_the_predicted_ratio_is_the_largest_of_all_contexts(ratio: float, verdict: str) -> None:
-    predicted = {"8t": {"family": "transformer"}, "8h": {"family": "hybrid"}}
+    predicted = {"8t": {"family": "transformer", "kv_heads": 32}, "8h": {"family": "hybrid", "kv_heads": 8}}
     figures = [fig("predicted_decode", name, value, hardware="H100", batch=32, context=context, fits=fits)
                for context, speed, fits in ((1024, 1.2, "yes"), (65536, ratio, "no"))
                for name, value in (("8t", 1.0), ("8h", speed))]
-    assert rules.predicted_decode(table(*figures, predicted=predicted)).verdict == verdict
+    found = rules.predicted_decode(table(*figures, predicted=predicted))
+    assert found.verdict == verdict
+    assert "1.2× where both fit one GPU" in found.sentence
 
 
 PHONEBOOK_RULES = [rules.transformer_solves_phonebook, rules.pure_ssms_fail_phonebook, rules.errors_are_fuzzy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ def test_training_comes_before_timing_and_each_run_is_evaluated_in_its_slot(quic
     assert (runs.jobs, len(runs.chains), timings.jobs, len(timings.chains)) == (2, 8, 1, 1)
     train, evaluate = runs.chains[0]
     run = str(tmp_path / "runs" / "tiny-transformer-s1")
-    assert train.argv == ("train", "tiny-transformer", "train.seed=1", "train.seq_len=256", "train.steps=300",
-                          "train.eval_every=50", "--data", str(tmp_path / "data"), "--out", run, "--threads", "1")
+    assert train.argv == ("train", "tiny-transformer", "train.seed=1", "train.seq_len=256", "train.batch_size=16",
+                          "train.micro_batch_size=16", "train.steps=300", "train.eval_every=50",
+                          "--data", str(tmp_path / "data"), "--out", run, "--threads", "1")
     assert evaluate.argv[:6] == ("eval", run, "heldout", "phonebook", "mqar", "copy")
     assert [job.argv[1] for job in timings.chains[0]] == ["generate", "train"] * 4
     assert all(job.argv[-2:] == ("--threads", "2") for job in timings.chains[0])
@@ -73,8 +75,11 @@ def test_an_evaluation_older_than_the_checkpoint_is_made_again(quick: Quick, tmp
 
 def test_text_of_ones_own_reaches_prepare(study_file: Path, tmp_path: Path) -> None:
     config = load_study(study_file, ['prepare.text=["a.txt", "b"]'])
-    prepare = stages(config, load_recipes(config), Layout(tmp_path), 1)[0].chains[0][0]
-    assert prepare.argv == ("prepare", str(tmp_path / "data"), "--text", "a.txt", "--text", "b", "--vocab-size", "4096")
+    recipes = load_recipes(config)
+    vocab_size = str(recipes["tiny-hybrid"].model.vocab_size)
+    prepare = stages(config, recipes, Layout(tmp_path), 1)[0].chains[0][0]
+    assert prepare.argv == ("prepare", str(tmp_path / "data"), "--text", "a.txt", "--text", "b", "--vocab-size",
+                            vocab_size)
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -91,10 +96,18 @@ def test_an_impossible_study_is_refused_with_its_key(study_file: Path, override:
 
 
 def test_models_of_unequal_size_are_refused_with_their_counts(study_file: Path) -> None:
-    config = load_study(study_file, ["overrides.model.d_model=128"])
+    config = load_study(study_file, ["match_tolerance=0.000001"])
     with pytest.raises(ConfigError, match="non-embedding parameters") as refusal:
         load_recipes(config)
-    assert "match_tolerance allows 2.0%" in str(refusal.value)
+    assert "match_tolerance allows 0.0%" in str(refusal.value)
+
+
+def test_recipes_of_two_vocabularies_are_refused(study_file: Path, tmp_path: Path) -> None:
+    config = two_recipes(study_file, tmp_path)
+    path = tmp_path / "other.toml"
+    path.write_text(re.sub(r"vocab_size = \d+", "vocab_size = 512", path.read_text()))
+    with pytest.raises(ConfigError, match=r"differ in model\.vocab_size.*512 in other"):
+        load_recipes(config)
 
 
 def two_recipes(study_file: Path, folder: Path, **changes: Any) -> StudyConfig:

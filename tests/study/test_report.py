@@ -184,6 +184,8 @@ def test_a_browser_renders_the_page_without_help_from_outside(
     assert trouble == []
     assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "an opened part is wider than the page"
     captions = tab.eval_on_selector_all("figure", "all => all.map(f => f.querySelector('figcaption').innerText)")
     assert len(captions) == len(PLOTS)
     assert all(len(caption) > 60 for caption in captions)
