@@ -21,7 +21,7 @@ from hinny.tokenizer import Tokenizer
 __all__ = ["TRAINING", "Example", "copy", "copy_training", "mqar", "mqar_training", "phonebook", "phonebook_min_length",
            "phonebook_training", "symbols"]
 
-SYMBOLS = 128
+SYMBOLS = 32
 """Size of each of the three alphabets, where the vocabulary has room for it."""
 
 BYTE_TOKENS = 257

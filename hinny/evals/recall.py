@@ -8,26 +8,36 @@ scored in the same pass, that is, after the true digits in front of them.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from hinny.data import synthetic
+from hinny.errors import ConfigError
 from hinny.evals.options import EvalOptions
 from hinny.infer.engine import Engine
 from hinny.run import row
 
 TOKENS_AT_ONCE = 8192
 
+FORMS: tuple[Literal["standard", "reversed"], ...] = ("standard", "reversed")
+
 
 def phonebook(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
-    """Exact numbers and single digits, both forms, by length; chance is the score against another prompt's number."""
+    """Exact numbers and single digits, both forms, by length; chance is the score against another prompt's number.
+
+    A length too short for a form's smallest book has no row; ConfigError if that is all of them.
+    """
     trained = engine.run.recipe.data.synthetic
     digits = trained.phonebook_digits if trained else 10
     rows = []
-    for form in ("standard", "reversed"):
-        for length in options.lengths:
+    for form in FORMS:
+        least = synthetic.phonebook_min_length(engine.tokenizer, digits=digits, form=form)
+        if not (lengths := [length for length in options.lengths if length >= least]):
+            raise ConfigError(f"lengths are {', '.join(map(str, options.lengths))}; the smallest {form} phone book of "
+                              f"{digits}-digit numbers takes {least} tokens of this tokenizer.")
+        for length in lengths:
             rng = np.random.default_rng([options.seed, length, form == "reversed"])
             examples = [synthetic.phonebook(rng, engine.tokenizer, length=length, digits=digits, form=form)
                         for _ in range(options.samples)]

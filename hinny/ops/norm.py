@@ -9,8 +9,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hinny.ops.inputs import cast, check_shapes, wide, without_autocast
 
@@ -20,7 +24,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     check_shapes("rms_norm", weight=(weight, (x.shape[-1],)))
     with without_autocast(x):
         values, weight = cast(wide(x.dtype), x, weight)
-        return F.rms_norm(values, weight.shape, weight, eps).to(x.dtype)
+        return _RMSNorm.apply(values, None, weight, eps, weight.shape[0]).to(x.dtype)
 
 
 def layer_norm_1p(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -41,5 +45,36 @@ def gated_rms_norm(x: Tensor, z: Tensor, weight: Tensor, eps: float, group_size:
         raise ValueError(f"gated_rms_norm: group_size is {group_size}; it must divide the {x.shape[-1]} channels of x.")
     with without_autocast(x):
         values, gate, weight = cast(wide(x.dtype), x, z, weight)
-        gated = (values * F.silu(gate)).unflatten(-1, (-1, group_size))
-        return (F.rms_norm(gated, (group_size,), eps=eps).flatten(-2) * weight).to(x.dtype)
+        return _RMSNorm.apply(values, gate, weight, eps, group_size).to(x.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x (... d), z (... d) | None, weight (d,) -> x silu(z) / rms in its group * weight.
+
+    Written out because PyTorch composes the norm of a dozen operations on a CPU: see docs/log.md.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int) -> Tensor:
+        gated = x if z is None else F.silu(z).mul_(x)
+        groups = gated.unflatten(-1, (-1, group_size))
+        scale = torch.linalg.vector_norm(groups, dim=-1, keepdim=True).square_().div_(group_size).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, z, gated, weight, scale)
+        return (groups * scale).flatten(-2).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, z, gated, weight, scale = ctx.saved_tensors
+        shape = (*scale.shape[:-1], -1)
+        unit = (gated.view(shape) * scale).view_as(gated)
+        product = unit * dy
+        dweight = product.flatten(0, -2).sum(0)
+        # d(gated) = scale (dy weight - unit mean(dy weight unit)), the mean over the group
+        along = product.mul_(weight).view(shape).mean(-1, keepdim=True)
+        dgated = torch.mul(dy, weight, out=product).view(shape).sub_(unit.view(shape).mul_(along)).mul_(scale)
+        dgated = dgated.view_as(gated)
+        if z is None:
+            return dgated, None, dweight, None, None
+        dz = torch.ops.aten.silu_backward(torch.mul(dgated, x, out=unit), z)
+        return dgated.mul_(F.silu(z)), dz, dweight, None, None

@@ -3,7 +3,8 @@
     state_t = exp(dt_t A) state_{t-1} + dt_t x_t B_t^T          (p n) per head; A is a negative scalar per head
     y_t     = state_t C_t + D x_t,   then y_t * silu(z_t) if z is given
 
-`ssd_recurrence` is this definition, `ssd_step` one line of it, `ssd` the chunked form in `ssd_chunked.py`.
+`ssd_recurrence` is this definition, `ssd_step` one line of it, `ssd` the chunked forms: `ssd_scaled.py` for decays that
+are mild within a chunk, `ssd_chunked.py` for any.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from hinny.ops.inputs import (
     without_autocast,
 )
 from hinny.ops.ssd_chunked import ChunkedSSD
+from hinny.ops.ssd_scaled import ScaledSSD, reaches, shorter, sums
 
 
 def ssd(
@@ -59,12 +61,30 @@ def ssd(
             steps = F.pad(steps, (0, 0, 0, padding))
             if documents is not None:
                 documents = torch.cat([documents, documents[:, -1:].expand(-1, padding)], 1)
-        y, state = ChunkedSSD.apply(values.contiguous(), steps.contiguous(), A, B, C, D, initial_state, documents,
-                                    length)
+        y, state = _chunked(values.contiguous(), steps.contiguous(), A, B, C, D, initial_state, documents, length)
         y = y[:, :t] if padding else y
         if z is not None:
             y = y * F.silu(z.to(dtype))
         return y.to(x.dtype), state
+
+
+def _chunked(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor | None,
+    documents: Tensor | None, length: int,
+) -> tuple[Tensor, Tensor]:
+    """The fast form if the decays allow it, with chunks as long as they allow, else the general one."""
+    b, t, h, _ = x.shape
+    shortened = length
+    while shortened:
+        chunks = (b, t // shortened, shortened)
+        with torch.no_grad():
+            split = None if documents is None else documents.view(chunks)
+            reach = reaches(split, x, shortened)
+            total = sums((dt * A).view(*chunks, h), reach)
+        if total is not None:
+            return ScaledSSD.apply(x, dt, A, B, C, D, state, split, reach, total)
+        shortened = shorter(shortened)
+    return ChunkedSSD.apply(x, dt, A, B, C, D, state, documents, length)
 
 
 def ssd_recurrence(

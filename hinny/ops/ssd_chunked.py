@@ -82,7 +82,7 @@ class ChunkedSSD(torch.autograd.Function):
         leaving = _product(by_token, steps * decay.exit.unsqueeze(-1), (0, 1, 3, 2, 4, 5))
         added = torch.bmm(Bg.mT, leaving.view(-1, length, r * p)).view(b, c, g, n, r, p)
         # 3 the state that enters each chunk
-        entering, final = _pass_states(added, decay.whole, state)
+        entering, final = pass_states(added, decay.whole, state)
         # 4 what the entering state gives to each token
         y_entered = torch.bmm(Cg, entering.view(-1, n, r * p)).view(b, c, g, length, r, p)
         y = torch.empty_like(by_token)
@@ -112,7 +112,7 @@ class ChunkedSSD(torch.autograd.Function):
             flat = dy_entered.view(-1, length, r * p)
             dC = torch.bmm(flat, entering.view(-1, n, r * p).mT).baddbmm_(dscores, Bg)
             dentering = torch.bmm(Cg.mT, flat).view_as(entering)
-            dleft, dstate, dwhole = _backward_states(dentering, decay.whole, dfinal, entering)
+            dleft, dstate, dwhole = backward_states(dentering, decay.whole, dfinal, entering)
             dleft = dleft.view(-1, n, r * p)
             dB = torch.bmm(leaving.view(-1, length, r * p), dleft.mT).baddbmm_(dscores.mT, Cg)
             dx_leaving = torch.bmm(Bg, dleft).view_as(leaving)
@@ -146,7 +146,7 @@ def _product(by_token: Tensor, factor: Tensor, layout: tuple[int, ...]) -> Tenso
     return torch.mul(values, factor.permute(layout), out=out)
 
 
-def _pass_states(added: Tensor, whole: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def pass_states(added: Tensor, whole: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """From what chunks add (b c g n r p) and keep (b c g r): the states entering each, and the final (b g n r p)."""
     b, c, g, n, r, p = added.shape
     current = torch.zeros_like(added[:, 0])
@@ -159,7 +159,7 @@ def _pass_states(added: Tensor, whole: Tensor, state: Tensor | None) -> tuple[Te
     return entering, current
 
 
-def _backward_states(
+def backward_states(
     dentering: Tensor, whole: Tensor, dfinal: Tensor, entering: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the states that leave the chunks (b c g n r p), of the initial state (b h p n), and of the

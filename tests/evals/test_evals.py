@@ -84,6 +84,15 @@ def test_a_model_that_reads_the_book_solves_the_standard_form(engine: Engine, mo
     assert _shares(phonebook(engine, PHONEBOOK), "phonebook.exact") == [1.0, 1.0]
 
 
+def test_lengths_too_short_for_a_form_have_no_row(engine: Engine) -> None:
+    rows = phonebook(engine, EvalOptions(samples=1, lengths=(330, 620)))
+    assert {row["shape"] for row in rows} == {
+        f"form={form} length={length} digits=4" for form, length in (("standard", 330), ("standard", 620),
+                                                                     ("reversed", 620))}
+    with pytest.raises(ConfigError, match="the smallest standard phone book"):
+        phonebook(engine, EvalOptions(samples=1, lengths=(20,)))
+
+
 def test_examples_do_not_depend_on_the_model(trained_run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     _answering(engine, monkeypatch, lambda tokens: seen.append(tokens) or tokens)

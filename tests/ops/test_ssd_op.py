@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from op_checks import assert_same, gradients, normal, packed
 from torch import Tensor
 
 from hinny.ops import ssd, ssd_recurrence, ssd_step, use_backend
+from hinny.ops.ssd_scaled import reaches, sums
 
 CHUNK = 8
 
@@ -155,6 +157,28 @@ def test_a_neighbour_of_extreme_decay_costs_no_precision() -> None:
     inputs["dt"][:, :20] = 1e5
     packed_y = ssd(**inputs, segments=packed([20, 20], 1))[0][:, 20:]
     torch.testing.assert_close(packed_y, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("documents", [None, [70, 1, 57], [10, 20, 98]])
+@pytest.mark.parametrize(("halvings", "form"), [(1, 64), (100, 64), (158, 64), (162, 32), (318, 32), (322, 16),
+                                                (700, 0)])
+def test_every_form_is_right_in_float32_up_to_its_limit(halvings: int, form: int, documents: list[int] | None) -> None:
+    """Decays of so many powers of two over 64 tokens, in the strongest head, taken in chunks of `form` tokens."""
+    inputs = given(t=128, h=4, p=3, g=2, n=5)
+    inputs["A"] = torch.tensor([-1.0, -0.5, -0.1, -0.01], dtype=torch.float64) * halvings * math.log(2) / 64
+    inputs["dt"] = torch.ones_like(inputs["dt"])
+    del inputs["dt_bias"]
+    if documents:
+        inputs["segments"] = packed(documents, 2)
+    chunks = [length for length in (64, 32, 16) if sums(
+        (inputs["dt"] * inputs["A"]).view(2, -1, length, 4), reaches(None, inputs["dt"], length)) is not None]
+    assert max(chunks, default=0) == form
+    low = {name: v.float() if v.is_floating_point() else v for name, v in inputs.items()}
+    outputs, grads = gradients(partial(ssd, chunk_len=64), low)
+    expected, expected_grads = gradients(ssd_recurrence, low)
+    for found, right in [*zip(outputs, expected, strict=True), *((grads[n], expected_grads[n]) for n in grads)]:
+        # the exponents are sums of up to 160, which float32 holds to 1e-5
+        torch.testing.assert_close(found, right, rtol=0, atol=3e-5 * float(right.abs().max()))
 
 
 def test_growing_states_are_not_clamped() -> None:
