@@ -61,8 +61,9 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     table.add_column("unit")
     for r in rows:
         peer = f"{r['peer_value']:,.4g} {r['peer']}" if r["peer"] else ""
-        table.add_row(r["what"], r["shape"], *("" if r[k] is None else f"{r[k]:,.4g}" for k in ("value", "low", "high")),
-                      peer, "" if r["ratio"] is None else f"{r['ratio']:.2f}x", r["unit"])
+        numbers = ["" if r[name] is None else f"{r[name]:,.4g}" for name in ("value", "low", "high")]
+        ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}x"
+        table.add_row(r["what"], r["shape"], *numbers, peer, ratio, r["unit"])
     Console().print(table)
 
 
@@ -109,7 +110,7 @@ def show(
 def prepare(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     text: Annotated[list[Path] | None, typer.Option(help="Text files or folders; may be repeated.")] = None,
-    jsonl: Annotated[Path | None, typer.Option(help="A JSON-lines file, with --field.")] = None,
+    jsonl: Annotated[list[Path] | None, typer.Option(help="JSON-lines files, with --field; may be repeated.")] = None,
     field: Annotated[str | None, typer.Option(help="With --jsonl: the field that holds the text.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer to use instead of training one.")] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Size of the BPE vocabulary to train.")] = None,

@@ -60,7 +60,7 @@ class KVState:
 
 
 def _append(buffer: Tensor, new: Tensor, used: int) -> Tensor:
-    """A buffer that starts with the `used` rows held, then `new`. Without gradients it is the same one while it fits."""
+    """A buffer with the `used` rows held, then `new`; without gradients it is the same one while there is room."""
     total = used + new.shape[1]
     if torch.is_grad_enabled() and (buffer.requires_grad or new.requires_grad):
         return torch.cat([buffer[:, :used], new.to(buffer.dtype)], dim=1)
@@ -105,7 +105,8 @@ class State:
     def load(self, path: Path) -> None:
         """Replace this state, of the same model, by what `save` wrote. RequestError if the tensors do not fit."""
         with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}
+            names = list(file.keys())
+            found = {name: file.get_tensor(name) for name in names}
             position = int(file.metadata()["position"])
         loaded: list[LayerState] = []
         for i, layer in enumerate(self.layers):

@@ -61,7 +61,7 @@ def _uninitialised_memory_is_nan() -> Any:
 def byte_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of bytes: a few documents of made-up text."""
     folder = tmp_path_factory.mktemp("data")
-    words = "the a def return class self in of to and is for with not if else none true while import".split()
+    words = ("the", "a", "def", "return", "class", "self", "in", "of", "to", "and", "is", "for", "with", "not", "if")
     rng = np.random.default_rng(0)
     for i in range(12):
         (folder / f"{i}.txt").write_text(" ".join(rng.choice(words, 120)) + f"\ndocument {i}\n")

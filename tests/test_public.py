@@ -16,7 +16,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_verbs_are_callable_even_after_their_package_was_imported() -> None:
-    import hinny.train.loop  # noqa: F401
+    import hinny.train.loop
 
     with pytest.raises(hinny.errors.ConfigError, match="no-such-recipe"):  # type: ignore[attr-defined]
         hinny.show(hinny.load_recipe("no-such-recipe"))

@@ -51,7 +51,8 @@ def transformers_twin(model: Model) -> nn.Module:
         weights.pop("lm_head.weight", None)
     missing, unexpected = twin.load_state_dict(weights, strict=False)
     missing = [name for name in missing if not (config.tie_embeddings and name == "lm_head.weight")]
-    assert not missing and not unexpected, (missing, unexpected)
+    assert not missing, missing
+    assert not unexpected, unexpected
     return twin
 
 
@@ -81,7 +82,8 @@ def _mamba1_options(config: ModelConfig) -> dict[str, Any]:
 
 def _nemotron_options(config: ModelConfig) -> dict[str, Any]:
     a, m = config.attention, config.mlp
-    assert a is not None and m is not None
+    assert a is not None
+    assert m is not None
     _refuse(a.positions == "none", "attention without positions")
     _refuse(m.activation == "swiglu", "swiglu")
     return dict(num_hidden_layers=config.depth // 2, intermediate_size=m.d_ff, hidden_act=m.activation,
@@ -98,7 +100,8 @@ def _nemotron_h_options(config: ModelConfig) -> dict[str, Any]:
     if c := config.mamba2:
         options |= dict(ssm_state_size=c.d_state, mamba_head_dim=c.head_dim, n_groups=c.n_groups, expand=c.expand,
                         # transformers clamps time steps at time_step_min (and takes its log); the paper has no clamp
-                        time_step_min=1e-30, mamba_num_heads=c.expand * config.d_model // c.head_dim, conv_kernel=c.d_conv,
+                        time_step_min=1e-30, conv_kernel=c.d_conv,
+                        mamba_num_heads=c.expand * config.d_model // c.head_dim,
                         chunk_size=c.chunk_len)
     if a := config.attention:
         options |= dict(num_attention_heads=a.n_heads, num_key_value_heads=a.n_kv_heads, head_dim=a.head_dim)
@@ -119,13 +122,13 @@ def _mixer(state: dict[str, Tensor], symbol: str) -> dict[str, Tensor]:
             "conv1d.weight": conv("conv"), "conv1d.bias": state["conv.bias"],
             "x_proj.weight": torch.cat([state[f"x_proj.{part}.weight"] for part in ("dt", "B", "C")]),
             "dt_proj.weight": state["dt_proj.weight"], "dt_proj.bias": state["dt_bias"]}
-        kept = ("A_log", "D", "out_proj.weight")
+        kept = ["A_log", "D", "out_proj.weight"]
     else:
         projections = {
             "in_proj.weight": torch.cat([state[f"in_proj.{part}.weight"] for part in ("z", "x", "B", "C", "dt")]),
             "conv1d.weight": torch.cat([conv(f"conv.{part}") for part in ("x", "B", "C")]),
             "conv1d.bias": torch.cat([state[f"conv.{part}.bias"] for part in ("x", "B", "C")])}
-        kept = ("A_log", "D", "dt_bias", "norm.weight", "out_proj.weight")
+        kept = ["A_log", "D", "dt_bias", "norm.weight", "out_proj.weight"]
     return projections | {name: state[name] for name in kept}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -13,7 +14,6 @@ from hinny.data.mix import Batch, heldout_batches
 from hinny.errors import ConfigError
 from hinny.evals.options import EvalOptions
 from hinny.infer.engine import Engine
-from hinny.layers.attention import positions
 from hinny.run import row
 
 ROWS_AT_ONCE = 16
@@ -27,7 +27,10 @@ def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
     recipe = engine.run.recipe
     if recipe.data.path is None:
         raise ConfigError(f"{engine.run.path}: its recipe names no data.path, so there is no held-out text.")
-    losses, places, windows, n_bytes = [], [], [], 0
+    losses: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    windows: list[np.ndarray] = []
+    n_bytes = 0
     for batch in heldout_batches(recipe.data, seq_len=recipe.train.seq_len, windows=options.windows,
                                  batch_size=ROWS_AT_ONCE):
         loss, place, window = _score(engine, batch)
@@ -45,7 +48,7 @@ def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
     rows = [row("held_out_loss", name, mean, "nats/token", shape=shape, low=low, high=high),
             row("bits_per_byte", name, per_byte, "bits/byte", shape=shape)]
     edges = [0, 4, *(2 ** i for i in range(3, 40) if 2 ** i < recipe.train.seq_len), recipe.train.seq_len]
-    for first, end in zip(edges[:-1], edges[1:], strict=True):
+    for first, end in itertools.pairwise(edges):
         inside = loss[(place >= first) & (place < end)]
         if inside.size:
             rows.append(row("loss_by_position", name, float(inside.mean()), "nats/token",

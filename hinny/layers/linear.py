@@ -21,9 +21,8 @@ class SplitLinear(nn.Module):
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Kaiming uniform with a = sqrt(5), as Megatron's Mamba stack sets in_proj."""
-        for linear in self.children():
-            assert isinstance(linear, nn.Linear)
-            fan_in_uniform(linear.weight, linear.weight.shape[1], generator)
+        for weight in self.parameters():
+            fan_in_uniform(weight, weight.shape[1], generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x (b t d_in) → one (b t d_out) for each part, in the order of construction."""

@@ -11,6 +11,7 @@ Letters: b batch, t time, d model, h heads, p head_dim, g groups, n state; d_inn
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,7 @@ class Mamba2(nn.Module):
     def init_weights(self, generator: torch.Generator) -> None:
         """Megatron's initial values: decays from U(1, 16), time steps log-uniform, D = 1, small output."""
         self.in_proj.init_weights(generator)
-        for conv in self.conv.values():
-            assert isinstance(conv, CausalConv)
+        for conv in self.convs:
             conv.init_weights(generator)
         with torch.no_grad():
             c = self.config
@@ -58,6 +58,11 @@ class Mamba2(nn.Module):
         nn.init.ones_(self.D)
         nn.init.ones_(self.norm["weight"])
         nn.init.normal_(self.out_proj.weight, std=self.out_std, generator=generator)
+
+    @property
+    def convs(self) -> list[CausalConv]:
+        """The convolutions of x, B and C, in this order."""
+        return cast(list[CausalConv], list(self.conv.values()))
 
     def forward(self, u: Tensor, state: SSMState | None = None, segments: Tensor | None = None) -> Tensor:
         """u (b t d) → (b t d). `state`, if given, is read and updated."""
@@ -79,13 +84,13 @@ class Mamba2(nn.Module):
         sizes = [part.shape[-1] for part in parts]
         before = [None] * 3 if state is None else state.conv.split(sizes, dim=1)
         pairs = [conv(part, held, segments)
-                 for conv, part, held in zip(self.conv.values(), parts, before, strict=True)]
+                 for conv, part, held in zip(self.convs, parts, before, strict=True)]
         return [y for y, _ in pairs], torch.cat([after for _, after in pairs], dim=1)
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> SSMState:
         """The state before the first token: zeros."""
         n_heads = self.A_log.shape[0]
-        channels = sum(conv.weight.shape[0] for conv in self.conv.values())  # type: ignore[union-attr, misc]
+        channels = sum(conv.bias.shape[0] for conv in self.convs)
         dtype = torch.promote_types(self.A_log.dtype, torch.float32)
         return SSMState(
             conv=torch.zeros(batch_size, channels, self.config.d_conv - 1, device=device, dtype=dtype),

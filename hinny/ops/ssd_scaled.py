@@ -2,10 +2,11 @@
 
     exp(S_l - S_m) = u_l v_m,   u_l = exp(S_l),  v_m = exp(-S_m)          S: sums of dt A from the document's start
 
-Then no tensor has two token axes and a head axis: x is scaled by v, one (l l)(l rp) product serves all heads of a group,
-and y is scaled by u. It is right as long as no factor leaves the range of float32, so `sums` says whether a chunk's decays
-allow it, and `ssd` takes shorter chunks or the general form of `ssd_chunked.py` if not. Letters and layouts as there;
-powers of two, because exp2 is faster than exp. Results and gradients agree with the general form to rounding.
+Then no tensor has two token axes and a head axis: x is scaled by v, one (l l)(l rp) product serves all heads of a
+group, and y is scaled by u. It is right as long as no factor leaves the range of float32, so `sums` says whether a
+chunk's decays allow it, and `ssd` takes shorter chunks or the general form of `ssd_chunked.py` if not. Letters and
+layouts as there; powers of two, because exp2 is faster than exp. Results and gradients agree with the general form to
+rounding.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ class ScaledSSD(torch.autograd.Function):
             dadded = (dleft * u[:, :, -1].view(b, c, g, 1, r, 1)).view(-1, n, r * p)
             dscaled = torch.bmm(scores.mT, dY).baddbmm_(Bl, dadded)
             dC, dB = torch.bmm(dY, (entering / HALF).view(-1, n, r * p).mT), torch.bmm(scaled, dadded.mT)
-            dC, dB = (d if mask is None else d * mask for d, mask in ((dC, entry), (dB, leave)))
+            # written, not multiplied: across a document's edge the factors can be infinite together
+            dC, dB = (d if mask is None else d.masked_fill_(mask == 0, 0) for d, mask in ((dC, entry), (dB, leave)))
             dC, dB = dC.baddbmm_(dscores, Bg), dB.baddbmm_(dscores.mT, Cg)
 
             # gradient of each token's sum of decays: y and what leaves the chunk grow with it, the scaled x shrinks
@@ -150,7 +152,7 @@ def _edges(documents: Tensor | None, last: Tensor, groups: int) -> tuple[Tensor 
 
 
 def _masked(scores: Tensor, reach: Tensor, groups: int) -> Tensor:
-    """scores (bcg l l), in place, zero where a token is not seen; they may be infinite there, so nothing is multiplied."""
+    """scores (bcg l l), in place, zero where a token is not seen: written, as a product with infinity would be nan."""
     if reach.dim() == 2:
         return scores.tril_()
     hidden = (reach == 0).flatten(0, 1).repeat_interleave(groups, 0)

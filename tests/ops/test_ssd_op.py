@@ -159,7 +159,7 @@ def test_a_neighbour_of_extreme_decay_costs_no_precision() -> None:
     torch.testing.assert_close(packed_y, alone, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("documents", [None, [70, 1, 57], [10, 20, 98]])
+@pytest.mark.parametrize("documents", [None, [70, 1, 57], [10, 20, 98], [62, 66]])
 @pytest.mark.parametrize(("halvings", "form"), [(1, 64), (100, 64), (158, 64), (162, 32), (318, 32), (322, 16),
                                                 (700, 0)])
 def test_every_form_is_right_in_float32_up_to_its_limit(halvings: int, form: int, documents: list[int] | None) -> None:
