@@ -117,13 +117,14 @@ def prepare(
     held_out: Annotated[float, typer.Option(help="Share of the documents kept for evaluation.")] = 0.03,
     max_bytes: Annotated[int | None, typer.Option(help="At most this much text, spread over all of it.")] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
+    recall_words: Annotated[bool, typer.Option("--recall-words", help="Teach the tokenizer phone-book words.")] = False,
     as_json: Json = False,
 ) -> None:
     """Text to a tokenizer and token shards; Python's own library where no text is named."""
     from hinny.data.prepare import prepare as run
 
     found = run(out, text=text, jsonl=jsonl, field=field, tokenizer=tokenizer, vocab_size=vocab_size,
-                held_out=held_out, max_bytes=max_bytes, seed=seed)
+                held_out=held_out, max_bytes=max_bytes, seed=seed, recall_words=recall_words)
     if as_json:
         print(json.dumps(found, indent=1))
     else:

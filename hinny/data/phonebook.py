@@ -163,6 +163,12 @@ class Parts:
         return len(self.entry(Line(first + last, [], self.longest[digits].phone)))
 
 
+def spelling() -> str:
+    """Every word of phone books as it stands in them: for a tokenizer that is to write them in few tokens."""
+    people = "".join(f"{name}\n {name}\n" for name in FIRST) + "".join(f" {name}\n" for name in LAST)
+    return people + "\n".join(PHRASES.values())
+
+
 @lru_cache(maxsize=8)
 def parts(tokenizer: Tokenizer) -> Parts:
     """The parts of phone books in `tokenizer`, encoded once."""

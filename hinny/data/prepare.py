@@ -19,6 +19,7 @@ from typing import Any
 
 from hinny import tokenizer as tokenizers
 from hinny.data.folder import read_record
+from hinny.data.phonebook import spelling
 from hinny.data.shards import Shard, ShardWriter, token_dtype
 from hinny.data.sources import open_source
 from hinny.data.split import Plan, plan
@@ -29,6 +30,9 @@ FORMAT = 1
 
 BPE_SAMPLE_BYTES = 6_000_000
 """Text that the tokenizer learns from: it bounds time and memory, and a few thousand merges gain nothing from more."""
+
+RECALL_REPEATS = 2000
+"""How often the words of phone books are put into that text, where they are asked for."""
 
 ENCODE_CHARACTERS = 1_000_000
 """Text encoded in one call."""
@@ -42,7 +46,7 @@ Progress = Callable[[str, float], None]
 
 def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl: Sequence[str | Path] | None = None,
             field: str | None = None, tokenizer: str | Path | None = None, vocab_size: int | None = None,
-            held_out: float = 0.03, max_bytes: int | None = None, seed: int = 0,
+            held_out: float = 0.03, max_bytes: int | None = None, seed: int = 0, recall_words: bool = False,
             progress: Progress | None = None) -> dict[str, Any]:
     """Write the data folder `out` and return its data.json, with `reused` true if it was there already.
 
@@ -50,18 +54,21 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
     the running Python's standard library. tokenizer: a file or folder of `tokenizer.load`; else a BPE of `vocab_size`
     tokens, or 4096, is learnt from the train documents. held_out: share of the bytes kept from training; if every
     document is longer than that, the end of the longest one. max_bytes: use a seeded choice of documents up to that
-    size.
+    size. recall_words: the tokenizer also learns the words of phone books, so that recall prompts are short.
     Raises DataError for text that cannot be used and for a folder that holds something else.
     """
     _check(held_out, max_bytes)
     if tokenizer is not None and vocab_size is not None:
         raise ConfigError(f"vocab_size {vocab_size} has no effect with a given tokenizer; remove one of the two.")
+    if tokenizer is not None and recall_words:
+        raise ConfigError("recall_words has no effect with a given tokenizer; remove one of the two.")
     vocab_size = vocab_size or VOCAB_SIZE
     out = Path(out)
     report = progress or (lambda stage, share: None)
     given = None if tokenizer is None else tokenizers.load(tokenizer)
     options = {"format": FORMAT, "held_out": held_out, "max_bytes": max_bytes, "seed": seed,
-               "tokenizer": given.fingerprint if given else f"bpe {vocab_size}"}
+               "tokenizer": given.fingerprint if given else f"bpe {vocab_size}",
+               "recall_words": recall_words}
     report("read", 0.0)
     planned = plan(open_source(_listed(text), _listed(jsonl), field), options)
     report("read", 1.0)
@@ -72,8 +79,10 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
     try:
         partial.mkdir(parents=True)
         try:
-            record = _write(partial, planned, given or _learn(planned, vocab_size, report), report)
-            record |= {"held_out": held_out, "max_bytes": max_bytes, "seed": seed, "command": _command()}
+            record = _write(partial, planned, given or _learn(planned, vocab_size, recall_words, report),
+                            report)
+            record |= {"held_out": held_out, "max_bytes": max_bytes, "seed": seed,
+                       "recall_words": recall_words, "command": _command()}
             (partial / "data.json").write_text(json.dumps(record, indent=2) + "\n")
             reused = _publish(partial, out, planned.request)
         finally:
@@ -98,9 +107,13 @@ def _command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def _learn(planned: Plan, vocab_size: int, report: Progress) -> tokenizers.Tokenizer:
+def _learn(planned: Plan, vocab_size: int, recall_words: bool, report: Progress) -> tokenizers.Tokenizer:
     report("tokenizer", 0.0)
-    learnt = tokenizers.train_bpe(planned.sample(BPE_SAMPLE_BYTES), vocab_size)
+    texts = planned.sample(BPE_SAMPLE_BYTES)
+    if recall_words:
+        # as often as the common words of a sample of that size, so that each becomes one token
+        texts = [*texts, *[spelling()] * RECALL_REPEATS]
+    learnt = tokenizers.train_bpe(texts, vocab_size)
     report("tokenizer", 1.0)
     return learnt
 

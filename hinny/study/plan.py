@@ -105,6 +105,8 @@ def _prepare(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) ->
                           ("--max-bytes", prepare.max_bytes)):
         if value is not None:
             argv += [option, str(value)]
+    if any(recipe.data.synthetic for recipe in recipes.values()):
+        argv.append("--recall-words")
     return Job("prepare", tuple(argv), (layout.data / "data.json").is_file, layout.logs / "prepare.log")
 
 
