@@ -30,8 +30,14 @@ from hinny.errors import ConfigError
 
 @pytest.fixture
 def data() -> dict[str, Any]:
-    """The hybrid's recipe as plain tables, free to be spoilt."""
-    return {"name": "mine", **copy.deepcopy(read_toml(find("recipes", "tiny-hybrid")))}
+    """A hybrid's recipe as plain tables, free to be spoilt; its sizes are this test's own."""
+    table = {"name": "mine", **copy.deepcopy(read_toml(find("recipes", "tiny-hybrid")))}
+    for key, value in {"model.n_layers": 12, "model.attention_ratio": 0.08, "model.mlp_ratio": 0.5, "model.d_model": 96,
+                       "model.mamba2.head_dim": 32, "model.attention.n_heads": 3, "model.attention.n_kv_heads": 1,
+                       "optim.lr": 2e-3, "optim.min_lr": 2e-4, "train.batch_size": 16,
+                       "train.micro_batch_size": 16}.items():
+        change(table, key, value)
+    return table
 
 
 def change(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -192,7 +198,7 @@ def test_depth_counts_layers_without_cuts(data: dict) -> None:
     ("data.synthetic.tasks={copy=2.0}", lambda r: r.data.synthetic.tasks, {"copy": 2.0}),
     ("train.eval_every=5", lambda r: r.train.eval_every, 5),
     ("name=other", lambda r: r.name, "other"),
-    ("model.pattern=M-M-M--*M-M-", lambda r: r.model.pattern, "M-M-M--*M-M-"),
+    ("model.pattern=M-M*-M", lambda r: r.model.pattern, "M-M*-M"),
 ])
 def test_an_override_sets_one_value(override: str, read: Any, expected: Any) -> None:
     assert read(load_recipe("tiny-hybrid", [override])) == expected
@@ -215,7 +221,7 @@ def test_later_overrides_win_and_sections_may_be_new() -> None:
     ("train.steps=", "train.steps is ''"),
     ("train.steps=3\nother = 4", "train.steps is '3\\nother = 4'"),
     ("optim.lr=true", "optim.lr is True"),
-    ("optim.lr=1e-5", "min_lr (0.0002) must not exceed lr (1e-05)"),
+    ("optim.lr=1e-5", "must not exceed lr (1e-05)"),
 ])
 def test_a_malformed_or_unknown_override_is_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:

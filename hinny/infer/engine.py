@@ -51,7 +51,9 @@ class Engine:
         piece = torch.tensor([prompt], device=self.device)
         for _ in range(max_tokens):
             hidden = self.model.hidden(piece, state)[:, -1]
-            token = sample(hidden @ self.model.output_weight.T, sampling, generator)
+            # a vocabulary padded for speed has words that no text has
+            words = self.model.output_weight[:self.tokenizer.vocab_size]
+            token = sample(hidden @ words.T, sampling, generator)
             yield int(token)
             if int(token) == self.tokenizer.eod:
                 return

@@ -33,6 +33,9 @@ def causal_conv(
         return causal_conv_reference(x, weight, bias, activation=activation, initial_state=initial_state,
                                      segments=segments)
     _check(x, weight, bias, activation, initial_state, segments)
+    if x.shape[1] == 1:
+        y, state = causal_conv_step(x[:, 0], weight, bias, activation=activation, initial_state=initial_state)
+        return y.unsqueeze(1), state
     with without_autocast(x):
         inputs, documents = _with_history(x, weight, initial_state, segments)
         weight, bias = cast(inputs.dtype, weight, bias)

@@ -44,6 +44,10 @@ def selective_scan(
         return selective_scan_recurrence(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
                                          initial_state=initial_state, segments=segments, chunk_len=chunk_len)
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, segments, chunk_len)
+    if x.shape[1] == 1:
+        y, state = selective_scan_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D=D, z=None if z is None else z[:, 0],
+                                       dt_bias=dt_bias, dt_softplus=dt_softplus, initial_state=initial_state)
+        return y.unsqueeze(1), state
     dtype = wide(x.dtype)
     with without_autocast(x):
         steps = step_sizes(dt, dt_bias, dt_softplus, dtype)

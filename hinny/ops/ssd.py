@@ -49,6 +49,10 @@ def ssd(
                               initial_state=initial_state, segments=segments, chunk_len=chunk_len)
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, segments, chunk_len)
     t, dtype = x.shape[1], wide(x.dtype)
+    if t == 1:
+        y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D=D, z=None if z is None else z[:, 0],
+                            dt_bias=dt_bias, dt_softplus=dt_softplus, initial_state=initial_state)
+        return y.unsqueeze(1), state
     length = min(chunk_len, t)
     padding = -t % length
     with without_autocast(x):

@@ -29,6 +29,11 @@ def test_greedy_text_is_the_likeliest_token_again_and_again(engine: Engine) -> N
     assert list(engine.tokens(prompt, 10)) == tokens[len(prompt):]
 
 
+def test_a_padded_vocabulary_is_never_drawn_from(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.tokenizer, "vocab_size", 50)
+    assert max(engine.tokens([1, 2, 3], 30, Sampling(temperature=5.0, seed=0))) < 50
+
+
 def test_pieces_join_to_the_whole(engine: Engine) -> None:
     sampling = Sampling(temperature=1.0, seed=3)
     whole = engine.generate("The ", max_tokens=40, sampling=sampling)
