@@ -22,7 +22,14 @@ lint: $(VENV)/.dev
 
 setup: $(VENV)/.runtime
 
-$(VENV)/.runtime: pyproject.toml constraints/cpu.txt
+# remembers which constraints the environment was made with
+$(VENV)/.constraints: FORCE
+	@mkdir -p $(VENV)
+	@echo '$(CONSTRAINTS)' | cmp -s - $@ || echo '$(CONSTRAINTS)' > $@
+
+FORCE:
+
+$(VENV)/.runtime: pyproject.toml constraints/cpu.txt $(VENV)/.constraints
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hinny needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e .

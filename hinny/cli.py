@@ -29,13 +29,6 @@ def main() -> None:
     except HinnyError as mistake:
         print(f"hinny: {mistake}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("hinny: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # the reader, `| head` say, has what it wanted
-        sys.stderr.close()
-        sys.exit(0)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
@@ -83,7 +76,7 @@ def show(
     attention_ratio: Annotated[float, typer.Option(help="With --pattern: share of attention layers.")] = 0.0,
     mlp_ratio: Annotated[float, typer.Option(help="With --pattern: share of MLP layers.")] = 0.0,
     override: Annotated[str | None, typer.Option(help="With --pattern: a pattern of one's own to check.")] = None,
-    hardware: Annotated[str, typer.Option(help="Hardware of the predictions.")] = "H100",
+    hardware: Annotated[str | None, typer.Option(help="Hardware of the predictions; H100 without it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Layers, parameters, FLOPs, memory and predicted speed of a recipe; needs no GPU."""
@@ -93,6 +86,8 @@ def show(
     if pattern:
         if recipe is not None or layers is None:
             raise typer.BadParameter("--pattern takes --layers and no recipe.")
+        if hardware is not None:
+            raise typer.BadParameter("--hardware has no effect with --pattern; drop it.")
         figures = show_pattern(layers, attention_ratio, mlp_ratio, override)
     else:
         if recipe is None:
@@ -102,7 +97,7 @@ def show(
                                      "a recipe is changed by key=value, for instance model.n_layers=24.")
         from hinny.config import load_recipe
 
-        figures = show_recipe(load_recipe(recipe, overrides or ()), hardware=hardware)
+        figures = show_recipe(load_recipe(recipe, overrides or ()), hardware=hardware or "H100")
     print(json.dumps(figures, indent=1) if as_json else render(figures))
 
 
@@ -122,9 +117,11 @@ def prepare(
 ) -> None:
     """Text to a tokenizer and token shards; Python's own library where no text is named."""
     from hinny.data.prepare import prepare as run
+    from hinny.progress import stage_bar
 
-    found = run(out, text=text, jsonl=jsonl, field=field, tokenizer=tokenizer, vocab_size=vocab_size,
-                held_out=held_out, max_bytes=max_bytes, seed=seed, recall_words=recall_words)
+    with stage_bar() as progress:
+        found = run(out, text=text, jsonl=jsonl, field=field, tokenizer=tokenizer, vocab_size=vocab_size,
+                    held_out=held_out, max_bytes=max_bytes, seed=seed, recall_words=recall_words, progress=progress)
     if as_json:
         print(json.dumps(found, indent=1))
     else:

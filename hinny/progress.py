@@ -1,4 +1,4 @@
-"""Progress of a training on the terminal: a bar where there is one, a line now and then where there is not."""
+"""Progress of one long work on the terminal: a bar where there is one; for a training, else, a line now and then."""
 
 from __future__ import annotations
 
@@ -35,6 +35,16 @@ def training_bar(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
                             f"{_left(record['seconds_left'])}")
 
         yield update
+
+
+@contextmanager
+def stage_bar() -> Iterator[Callable[[str, float], None]]:
+    """A function that takes a stage's name and the share of it that is done; silent where there is no terminal."""
+    console = Console(stderr=True)
+    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True,
+                  disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda stage, share: bar.update(task, description=stage, completed=share)
 
 
 def _lines(name: str, console: Console) -> Callable[[dict[str, Any]], None]:

@@ -173,7 +173,7 @@ def _coloured(line: str, *, ruler: bool) -> Text:
         return Text(line, style="dim")
     text = Text()
     for symbol in line:
-        text.append(symbol, style=COLOURS[symbol])
+        text.append(symbol, style=COLOURS.get(symbol, ""))
     return text
 
 

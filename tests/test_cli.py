@@ -91,6 +91,7 @@ def test_a_mistake_gets_one_message(run, arguments: tuple[str, ...], message: st
 
 @pytest.mark.parametrize("arguments", [
     ("show",), ("show", "tiny-hybrid", "--layers", "4"), ("show", "--pattern"), ("eval", "x"),
+    ("show", "--pattern", "--layers", "4", "--hardware", "H100"),
     ("bench", "train"), ("bench", "train", "--recipe", "tiny-hybrid", "--contexts", "4"), ("bench", "generate"),
     ("eval", "x", "heldout", "--lengths", "a,b"), ("no-such-verb",), ("show", "tiny-hybrid", "--no-such-option")])
 def test_an_option_acts_or_is_refused(run, arguments: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PATTERNS, small_config, small_model
+from small import PATTERNS, small_config, small_model
 
 from hinny.errors import RequestError
 from hinny.model import Model

@@ -26,7 +26,7 @@ def transformers_twin(model: Model) -> nn.Module:
         library = importlib.import_module("transformers")
     except ImportError:
         raise BackendError("transformers is not installed; it is the extra 'oracle': "
-                           "pip install 'hinny[oracle]'.") from None
+                           "in the checkout, .venv/bin/pip install -e '.[oracle]'.") from None
     config = model.config
     kinds = set(pattern.parse(config.pattern))
     if kinds == {"M"}:

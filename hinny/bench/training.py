@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ def bench_train(recipe: str, *, steps: int = 5, batch: int | None = None, length
     against    "transformers": the same weights in transformers, stepped in turn with ours; fp32 only
     """
     loaded = load_recipe(recipe)
-    batch, length = batch or loaded.train.micro_batch_size, length or loaded.train.seq_len
+    batch = loaded.train.micro_batch_size if batch is None else batch
+    length = loaded.train.seq_len if length is None else length
     precision = precision or ("fp32" if against else loaded.train.precision)
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision is {precision!r}; it must be fp32 or bf16.")
@@ -36,8 +38,8 @@ def bench_train(recipe: str, *, steps: int = 5, batch: int | None = None, length
         raise ConfigError(f"against is {against!r}; the only peer known is transformers.")
     if against and precision != "fp32":
         raise ConfigError("against transformers is timed in fp32 on both sides; drop precision.")
-    if steps < 1:
-        raise ConfigError(f"steps is {steps}; it must be 1 or more.")
+    if min(steps, batch, length) < 1:
+        raise ConfigError(f"steps ({steps}), batch ({batch}) and length ({length}) must be 1 or more.")
     model = Model(loaded.model)
     model.init_weights(loaded.train.seed)
     tokens = torch.randint(loaded.model.vocab_size, (batch, length + 1), generator=torch.Generator().manual_seed(0))
@@ -46,7 +48,7 @@ def bench_train(recipe: str, *, steps: int = 5, batch: int | None = None, length
         twin = transformers_twin(model)
         _check(model, twin, tokens)
         works.append(_twin_step(twin, tokens))
-        peer = f"transformers {_version()} {type(twin).__name__}"
+        peer = f"transformers {version('transformers')} {type(twin).__name__}"
     seconds = in_turn(works, repeats=steps)
     speeds = [[batch * length / s for s in series] for series in seconds]
     value, low, high = median_range(speeds[0])
@@ -87,9 +89,3 @@ def _check(model: Model, twin: nn.Module, tokens: Tensor) -> None:
     if (gap := float((ours - theirs).abs().max())) > TOLERANCE:
         raise BackendError(f"{type(twin).__name__} with the same weights differs by {gap:.2e} in its logits, more than "
                            f"{TOLERANCE}: nothing was timed.")
-
-
-def _version() -> str:
-    import transformers
-
-    return transformers.__version__

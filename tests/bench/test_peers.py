@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_config
+from small import small_config
 
 from hinny.bench import bench
 from hinny.bench.peers import transformers_twin
@@ -80,8 +80,8 @@ def test_a_race_reports_both_sides() -> None:
     assert row["ratio"] == pytest.approx(row["value"] / row["peer_value"])
 
 
-@pytest.mark.parametrize("options", [dict(precision="fp64"), dict(against="fla"), dict(steps=0),
-                                     dict(against="transformers", precision="bf16")])
+@pytest.mark.parametrize("options", [dict(precision="fp64"), dict(against="fla"), dict(steps=0), dict(batch=0),
+                                     dict(length=-5), dict(against="transformers", precision="bf16")])
 def test_bench_options_act_or_raise(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         bench("train", recipe="tiny-mamba2", **options)

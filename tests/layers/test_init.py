@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import small_config
+from small import small_config
 from torch.nn import functional as F
 
 from hinny.layers import LAYERS, MLP

@@ -252,3 +252,14 @@ def test_shapes_that_do_not_fit_are_refused(op: object, name: str, shape: tuple[
 def test_an_empty_chunk_is_refused() -> None:
     with pytest.raises(ValueError, match="chunk_len is 0"):
         ssd(**given(), chunk_len=0)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-15])
+def test_tiny_gradients_do_not_underflow_between_the_factors(scale: float) -> None:
+    """The mean over a large batch makes gradients this small; the scaled form multiplies them by 2^-80 … 2^80."""
+    inputs = given(t=128, h=4, p=3, g=2, n=5, full=False, dtype=torch.float32)
+    inputs["A"], inputs["dt"] = torch.tensor([-1.5, -1.0, -0.5, -0.1]), torch.ones_like(inputs["dt"])
+    _, grads = gradients(lambda **given: ssd(**given, chunk_len=64)[0] * scale, inputs)
+    _, expected = gradients(lambda **given: ssd_recurrence(**given)[0] * scale, inputs)
+    for name, grad in grads.items():
+        assert (grad - expected[name]).abs().max() < 3e-5 * expected[name].abs().max(), name
