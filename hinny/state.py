@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +26,10 @@ class SSMState:
     """(b ch w-1): the last inputs of the causal convolution, zeros before the start."""
     ssm: Tensor
     """(b h p n) for Mamba-2, (b d n) for Mamba-1; float32, or float64 in a float64 model."""
+
+    def fits(self, name: str, tensor: Tensor, position: int) -> bool:
+        """Whether `tensor` could be the one called `name`, of the same model and batch after `position` tokens."""
+        return tensor.shape == self.tensors()[name].shape
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by argument name."""
@@ -53,6 +57,11 @@ class KVState:
         """Put t more keys and values (b t g p) behind the ones held."""
         self._k, self._v = _append(self._k, k, self.length), _append(self._v, v, self.length)
         self.length += k.shape[1]
+
+    def fits(self, name: str, tensor: Tensor, position: int) -> bool:
+        """Whether `tensor` could be the one called `name`, of the same model and batch after `position` tokens."""
+        b, _, g, p = self.k.shape
+        return tensor.shape == (b, position, g, p)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by argument name."""
@@ -103,25 +112,31 @@ class State:
         save_file(tensors, path, metadata={"position": str(self.position), "layers": str(len(self.layers))})
 
     def load(self, path: Path) -> None:
-        """Replace this state, of the same model, by what `save` wrote. RequestError if the tensors do not fit."""
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            found = {name: file.get_tensor(name) for name in names}
-            position = int(file.metadata()["position"])
+        """Replace this state by what `save` wrote of one of the same model and batch, on this state's device.
+
+        RequestError, and this state as it was, for a file that is absent, foreign, or of another model or batch.
+        """
+        found, position, n_layers = _read(path)
+        if n_layers != len(self.layers):
+            raise RequestError(f"{path}: {n_layers} layers, this model has {len(self.layers)}; the state was saved by "
+                               "another model.")
         loaded: list[LayerState] = []
         for i, layer in enumerate(self.layers):
-            names = () if layer is None else tuple(layer.tensors())
-            parts = {name: found.pop(f"{i}.{name}", None) for name in names}
-            if any(part is None for part in parts.values()):
-                raise RequestError(f"{path}: no tensors for layer {i}; the state was saved by another model.")
+            parts = {}
+            for name, mine in ({} if layer is None else layer.tensors()).items():
+                part = found.pop(f"{i}.{name}", None)
+                if part is None:
+                    raise RequestError(f"{path}: no {name} for layer {i}; the state was saved by another model.")
+                assert layer is not None
+                if not layer.fits(name, part, position):
+                    raise RequestError(f"{path}: {name} of layer {i} has shape {tuple(part.shape)} at position "
+                                       f"{position}, here it has {tuple(mine.shape)} at {self.position}; the state was "
+                                       "saved by another model or for another batch size.")
+                parts[name] = part.to(mine.device)
             loaded.append(None if layer is None else type(layer)(**parts))
         if found:
             raise RequestError(f"{path}: {len(found)} tensors too many ({next(iter(found))} …); the state was saved "
                                "by another model.")
-        for mine, theirs in zip(self.layers, loaded, strict=True):
-            if isinstance(mine, SSMState) and isinstance(theirs, SSMState) and mine.ssm.shape != theirs.ssm.shape:
-                raise RequestError(f"{path}: SSM state has shape {tuple(theirs.ssm.shape)}, this model's is "
-                                   f"{tuple(mine.ssm.shape)}.")
         self.layers, self.position = loaded, position
 
     def _held(self) -> list[KVState | SSMState]:
@@ -132,3 +147,16 @@ class State:
             None if layer is None else type(layer)(**{n: change(t) for n, t in layer.tensors().items()})
             for layer in self.layers]
         return State(copies, self.position)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], int, int]:
+    """Tensors by name, position and number of layers of a file that `State.save` wrote."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return found, int(facts["position"]), int(facts["layers"])
+    except OSError as fault:
+        raise RequestError(f"{path}: the state cannot be read: {fault.strerror or fault}.") from None
+    except (SafetensorError, KeyError, ValueError) as fault:
+        raise RequestError(f"{path}: not a file of State.save, or a damaged one: {fault}.") from None

@@ -11,6 +11,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -23,6 +24,9 @@ EOD_NAMES = (EOD_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "
 
 BYTES_FILE = b'{"kind": "bytes"}\n'
 """Content of a tokenizer.json that stands for the byte tokenizer."""
+
+SPACE = "\u2581"
+"""How SentencePiece spells a space."""
 
 
 class Tokenizer(ABC):
@@ -46,18 +50,35 @@ class Tokenizer(ABC):
     def _decode(self, ids: list[int]) -> str:
         """Text of valid ids without eod."""
 
+    @abstractmethod
+    def _n_bytes(self, ids: list[int]) -> int:
+        """Bytes of valid ids without eod."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without eod."""
         return self.encode_many([text])[0]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; eod is written as nothing. DataError for an id outside the vocabulary."""
+        return self._decode(self._words(ids))
+
+    def n_bytes(self, ids: Sequence[int]) -> int:
+        """UTF-8 bytes of text that `ids` stand for, so that the pieces of a text add up to it; eod has none.
+
+        Exact also where a piece ends within a character, which `decode` cannot write. Two bounds: a `tokenizers` file
+        that is not byte-level is counted by what `decode` writes, and a tokenizer that changes its text first (Unicode
+        forms, a space put in front) is counted by the changed text. DataError for an id outside the vocabulary.
+        """
+        return self._n_bytes(self._words(ids))
+
+    def _words(self, ids: Sequence[int]) -> list[int]:
+        """`ids` without eod, all of them found to be in the vocabulary."""
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise DataError(f"token id {i} is outside the tokenizer's vocabulary, 0 to {self.vocab_size - 1}; "
                                 "are these ids of another tokenizer?")
-        return self._decode([i for i in ids if i != self.eod])
+        return [i for i in ids if i != self.eod]
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's file into `folder`."""
@@ -75,6 +96,9 @@ class ByteTokenizer(Tokenizer):
 
     def _decode(self, ids: list[int]) -> str:
         return bytes(ids).decode(errors="replace")
+
+    def _n_bytes(self, ids: list[int]) -> int:
+        return len(ids)
 
 
 class JSONTokenizer(Tokenizer):
@@ -102,6 +126,26 @@ class JSONTokenizer(Tokenizer):
     def _decode(self, ids: list[int]) -> str:
         return self._inner.decode(ids, skip_special_tokens=False)
 
+    def _n_bytes(self, ids: list[int]) -> int:
+        if self._sizes is None:
+            return len(self._decode(ids).encode())
+        return sum(self._sizes[i] for i in ids)
+
+    @cached_property
+    def _sizes(self) -> list[int] | None:
+        """Bytes of each token of a byte-level vocabulary; None for another, whose tokens have no bytes of their own."""
+        decoder = json.loads(self.content).get("decoder") or {}
+        if decoder.get("type") != "ByteLevel":
+            return None
+        alphabet = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+        sizes = [0] * self.vocab_size
+        for token, i in self._inner.get_vocab(with_added_tokens=False).items():
+            # one letter a byte; the decoder writes a token with any other letter as it stands
+            sizes[i] = len(token) if alphabet.issuperset(token) else len(token.encode())
+        for i, added in self._inner.get_added_tokens_decoder().items():
+            sizes[i] = len(added.content.encode())
+        return sizes
+
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece .model file; eod is its end-of-sentence piece, as in Megatron."""
@@ -128,6 +172,17 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _decode(self, ids: list[int]) -> str:
         return self._inner.decode(ids)
+
+    def _n_bytes(self, ids: list[int]) -> int:
+        return sum(self._sizes[i] for i in ids)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Bytes of each piece; an unknown piece has those of the mark that is written for it, a control piece none."""
+        inner = self._inner
+        return [1 if inner.is_byte(i) else 0 if inner.is_control(i) else
+                len(inner.decode([i]).encode()) if inner.is_unknown(i) else
+                len(inner.id_to_piece(i).replace(SPACE, " ").encode()) for i in range(self.vocab_size)]
 
 
 def load(source: str | Path) -> Tokenizer:
@@ -167,14 +222,19 @@ def _is_bytes(content: bytes) -> bool:
         return False
 
 
+def check_vocab_size(vocab_size: int) -> None:
+    """DataError for a size at which `train_bpe` cannot spell every text."""
+    if vocab_size < 257:
+        raise DataError(f"vocab_size {vocab_size} is too small: 256 bytes and the end-of-document token need 257.")
+
+
 def train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE tokenizer learnt from `texts`, in which every digit is a token of its own.
 
     So numbers compare digit by digit. The same texts give the same file. Ids: eod 0, the 256 bytes, then merges.
     DataError if the texts are too few for `vocab_size` tokens.
     """
-    if vocab_size < 257:
-        raise DataError(f"vocab_size {vocab_size} is too small: 256 bytes and the end-of-document token need 257.")
+    check_vocab_size(vocab_size)
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     # digits first: the byte-level rule would join " 2024" into one word
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([

@@ -107,6 +107,7 @@ def test_what_must_be_chosen_has_no_default(data: dict, key: str) -> None:
     ("optim.lr", 0, ["optim.lr is 0"]),
     ("optim.beta2", 1.0, ["optim.beta2 is 1.0", "less than 1"]),
     ("optim.min_lr", 0.1, ["optim: min_lr (0.1) must not exceed lr (0.002)"]),
+    ("data.synthetic.share", 0.0, ["data.synthetic.share is 0.0"]),
     ("data.synthetic.share", 1.5, ["data.synthetic.share is 1.5"]),
     ("data.synthetic.tasks", {"phonebok": 1.0}, ["phonebok", "phonebook", "copy", "mqar"]),
     ("data.synthetic.tasks", {}, ["tasks is empty; name at least one of phonebook, copy, mqar"]),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small import PATTERNS, small_config
 
 from hinny import counts
 from hinny.config import ModelConfig, load_recipe
 from hinny.errors import ConfigError
 from hinny.model import Model
-from tests.conftest import PATTERNS, small_config
 
 SWIGLU = {"mlp": {"d_ff": 24, "activation": "swiglu"}}
 VARIANTS = [(pattern, {}) for pattern in PATTERNS] + [

@@ -93,8 +93,9 @@ def test_a_long_pattern_is_drawn_whole_in_rows_under_a_ruler() -> None:
 
 
 def test_a_recipe_that_overrides_its_ratios_shows_both_patterns() -> None:
-    moved = "M-M-M-M*--M-"
     allocated = load_recipe("tiny-hybrid").model.pattern
+    moved = allocated[::-1]
+    assert moved != allocated
     figures = show(load_recipe("tiny-hybrid", [f"model.pattern={moved}"]))
     assert figures["pattern"] == moved
     assert figures["allocation"][:4] == [

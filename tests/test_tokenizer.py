@@ -92,6 +92,50 @@ def test_a_sentencepiece_model_encodes_as_the_library_does(sentencepiece_file):
     assert tokenizer.load(sentencepiece_file.parent).fingerprint == t.fingerprint
 
 
+@pytest.fixture(scope="module")
+def byte_pieces(tmp_path_factory):
+    """A SentencePiece model that spells any text exactly: byte pieces, and no change to the text."""
+    file = tmp_path_factory.mktemp("pieces") / "tokenizer.model"
+    with open(file, "wb") as writer:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(WORDS), model_writer=writer, vocab_size=400, model_type="bpe", byte_fallback=True,
+            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, minloglevel=2)
+    return tokenizer.load(file)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "pieces"])
+def test_the_bytes_of_windows_add_up_to_those_of_the_text(bpe, byte_pieces, kind):
+    t = {"bytes": tokenizer.ByteTokenizer(), "bpe": bpe, "pieces": byte_pieces}[kind]
+    text = TEXT + WORDS[0] + "  two spaces"
+    ids = t.encode(text)
+    assert t.decode(ids) == text
+    for size in (1, 2, 3, 7):
+        windows = [ids[i:i + size] for i in range(0, len(ids), size)]
+        assert sum(t.n_bytes(window) for window in windows) == len(text.encode())
+    # the windows do cut characters, which decoding alone would count as three bytes each
+    assert sum(len(t.decode([i]).encode()) for i in ids) > len(text.encode()) or kind == "pieces"
+    assert t.n_bytes([*ids, t.eod, t.eod]) == len(text.encode())
+    with pytest.raises(DataError, match="is outside the tokenizer's vocabulary"):
+        t.n_bytes([t.vocab_size])
+
+
+def test_an_added_token_has_the_bytes_of_its_own_spelling(bpe):
+    inner = tokenizers.Tokenizer.from_str(bpe.content.decode())
+    inner.add_tokens(["grüße"])
+    t = tokenizer.JSONTokenizer(inner.to_str().encode(), "test")
+    ids = t.encode(TEXT)
+    assert 300 in ids
+    assert sum(t.n_bytes([i]) for i in ids) == len(TEXT.encode())
+
+
+def test_a_vocabulary_that_is_not_of_bytes_is_counted_as_it_decodes():
+    words = {tokenizer.EOD_TEXT: 0, "the": 1, "grüße": 2}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=tokenizer.EOD_TEXT))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    t = tokenizer.JSONTokenizer(inner.to_str().encode(), "test")
+    assert t.n_bytes([1, 2, 0]) == len("the grüße".encode())
+
+
 @pytest.mark.parametrize("bad", [-1, 300])
 def test_an_id_outside_the_vocabulary_is_named(bpe, bad):
     with pytest.raises(DataError, match=rf"token id {bad} is outside .* 0 to 299"):

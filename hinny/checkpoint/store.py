@@ -74,15 +74,17 @@ def save(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
             "Make room or give write permission, then run the same command to go on from there.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for old in run.checkpoint_folders()[:-KEEP]:
-        _remove(old)
+    with _removing(run):
+        for old in run.checkpoint_folders()[:-KEEP]:
+            _remove(old)
     return final
 
 
 def clean(run: Run) -> None:
-    """Remove what an interrupted save or removal left. Call it with the run locked."""
-    for partial in run.checkpoints.glob(f"{PARTIAL}*"):
-        shutil.rmtree(partial)
+    """Remove what an interrupted save or removal left; CheckpointError if it stays. Call it with the run locked."""
+    with _removing(run):
+        for partial in run.checkpoints.glob(f"{PARTIAL}*"):
+            shutil.rmtree(partial)
 
 
 def latest(run: Run) -> Path | None:
@@ -210,6 +212,19 @@ def _remove(folder: Path) -> None:
     doomed = folder.with_name(PARTIAL + folder.name)
     folder.rename(doomed)
     shutil.rmtree(doomed)
+
+
+@contextmanager
+def _removing(run: Run) -> Iterator[None]:
+    """What is still there when this fails is old or half removed: the checkpoints in force are whole."""
+    try:
+        yield
+    except OSError as fault:
+        good = latest(run)
+        raise CheckpointError(
+            f"{fault.filename or run.checkpoints} cannot be removed: {fault.strerror}. The last good checkpoint is "
+            f"{good.name if good else 'none: none was saved yet'}. Give write permission or remove it yourself, then "
+            "run the same command to go on from there.") from None
 
 
 @contextmanager

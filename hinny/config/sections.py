@@ -171,8 +171,8 @@ class ModelConfig(Section):
 class SyntheticConfig(Section):
     """Recall sequences mixed into the training stream (hinny.data.synthetic)."""
 
-    share: Share
-    """Share of the sequences of the stream, spread evenly over it."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Share of the sequences of the stream, spread evenly over it; for none, leave the section out."""
     tasks: dict[Literal["phonebook", "copy", "mqar"], Annotated[float, Field(gt=0.0)]]
     """Task → weight among the synthetic sequences."""
     phonebook_digits: Literal[4, 7, 10] = 10

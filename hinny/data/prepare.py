@@ -41,7 +41,9 @@ VOCAB_SIZE = 4096
 """Tokens of a learnt tokenizer, where none is asked for."""
 
 Progress = Callable[[str, float], None]
-"""Called with a stage's name (read, tokenizer, encode or reused) and the share of it that is done."""
+"""Called with a stage's name (read, tokenizer, encode or reused) and the share of it that is done.
+
+About every megabyte of text; the second half of `tokenizer`, the learning itself, is one call of a library."""
 
 
 def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl: Sequence[str | Path] | None = None,
@@ -62,7 +64,8 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
         raise ConfigError(f"vocab_size {vocab_size} has no effect with a given tokenizer; remove one of the two.")
     if tokenizer is not None and recall_words:
         raise ConfigError("recall_words has no effect with a given tokenizer; remove one of the two.")
-    vocab_size = vocab_size or VOCAB_SIZE
+    vocab_size = VOCAB_SIZE if vocab_size is None else vocab_size
+    tokenizers.check_vocab_size(vocab_size)
     out = Path(out)
     report = progress or (lambda stage, share: None)
     given = None if tokenizer is None else tokenizers.load(tokenizer)
@@ -70,7 +73,7 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
                "tokenizer": given.fingerprint if given else f"bpe {vocab_size}",
                "recall_words": recall_words}
     report("read", 0.0)
-    planned = plan(open_source(_listed(text), _listed(jsonl), field), options)
+    planned = plan(open_source(_listed(text), _listed(jsonl), field), options, lambda share: report("read", share))
     report("read", 1.0)
     if known := _existing(out, planned.request):
         report("reused", 1.0)
@@ -109,7 +112,8 @@ def _command() -> str:
 
 def _learn(planned: Plan, vocab_size: int, recall_words: bool, report: Progress) -> tokenizers.Tokenizer:
     report("tokenizer", 0.0)
-    texts = planned.sample(BPE_SAMPLE_BYTES)
+    texts = planned.sample(BPE_SAMPLE_BYTES, lambda share: report("tokenizer", share / 2))
+    report("tokenizer", 0.5)
     if recall_words:
         # as often as the common words of a sample of that size, so that each becomes one token
         texts = [*texts, *[spelling()] * RECALL_REPEATS]

@@ -43,6 +43,10 @@ class Source(ABC):
         """Every document, empty ones included."""
 
     @abstractmethod
+    def size(self) -> int:
+        """About how many bytes the documents have, without reading them."""
+
+    @abstractmethod
     def description(self) -> dict[str, Any]:
         """What a reader must know to get the same documents again."""
 
@@ -68,6 +72,9 @@ class StandardLibrary(Source):
             yield Document(str(path.relative_to(self.root)), read_text(path))
         for name, topic in sorted(self.topics.items()):
             yield Document(f"pydoc topic {name}", topic.encode())
+
+    def size(self) -> int:
+        return _size(self.files) + sum(map(len, self.topics.values()))
 
     def description(self) -> dict[str, Any]:
         return {"kind": "standard library", "python": platform.python_version(), "files": len(self.files),
@@ -96,6 +103,9 @@ class TextFiles(Source):
     def documents(self) -> Iterator[Document]:
         for path in self.files:
             yield Document(str(path), read_text(path))
+
+    def size(self) -> int:
+        return _size(self.files)
 
     def description(self) -> dict[str, Any]:
         return {"kind": "text", "paths": [str(p) for p in self.paths], "files": len(self.files)}
@@ -138,6 +148,9 @@ class JSONLines(Source):
             raise DataError(f"{where}: field {self.field!r} has half a surrogate pair at character {fault.start}: "
                             "not valid text.") from None
 
+    def size(self) -> int:
+        return _size(self.paths)
+
     def description(self) -> dict[str, Any]:
         return {"kind": "jsonl", "paths": [str(p) for p in self.paths], "field": self.field}
 
@@ -174,6 +187,13 @@ def decode(data: bytes, where: str) -> str:
     except UnicodeDecodeError as fault:
         raise DataError(f"{where}: byte {data[fault.start]:#04x} at offset {fault.start} is not UTF-8; "
                         "convert the text to UTF-8 first.") from None
+
+
+def _size(files: Sequence[Path]) -> int:
+    try:
+        return sum(path.stat().st_size for path in files)
+    except OSError as fault:
+        raise _unreadable(Path(), fault) from None
 
 
 def _unreadable(path: Path, fault: OSError) -> DataError:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from hinny.data.sources import Source, decode
+from hinny.data.sources import Document, Source, decode
 from hinny.errors import DataError
+
+REPORT_BYTES = 1_000_000
+"""Text between two reports of progress."""
+
+Report = Callable[[float], None]
+"""Called with the share of the source that was read."""
 
 
 @dataclass
@@ -49,11 +55,11 @@ class Plan:
         """Bytes chosen, before cuts are moved to the ends of lines."""
         return sum(entry.stop for entry in self.entries)
 
-    def pieces(self) -> Iterator[tuple[str, str]]:
+    def pieces(self, report: Report | None = None) -> Iterator[tuple[str, str]]:
         """("train" or "heldout", text) of every chosen document, in the source's order."""
         wanted = {entry.number: entry for entry in self.entries}
         seen = 0
-        for number, document in enumerate(self.source.documents()):
+        for number, document in enumerate(_read(self.source, report)):
             if (entry := wanted.get(number)) is None:
                 continue
             if _key(self.salt, document.data) != entry.key:
@@ -66,7 +72,7 @@ class Plan:
         if seen < len(wanted):
             raise DataError(f"{len(wanted) - seen} documents went missing while they were read; try again.")
 
-    def sample(self, n_bytes: int) -> list[str]:
+    def sample(self, n_bytes: int, report: Report | None = None) -> list[str]:
         """Train texts of about `n_bytes`, spread over the source."""
         chosen, left = [], n_bytes
         for entry in by_key(self.entries):
@@ -74,7 +80,7 @@ class Plan:
                 chosen.append(entry)
                 left -= entry.train_stop
         part = Plan(self.source, self.salt, chosen, self.found, self.empty, self.request)
-        return [text for split, text in part.pieces() if split == "train"]
+        return [text for split, text in part.pieces(report) if split == "train"]
 
 
 def _key(salt: bytes, data: bytes) -> bytes:
@@ -86,11 +92,25 @@ def by_key(entries: list[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda e: (e.key, e.number))
 
 
-def plan(source: Source, options: dict[str, Any]) -> Plan:
+def _read(source: Source, report: Report | None) -> Iterator[Document]:
+    """The documents of `source`; `report` hears of every REPORT_BYTES on the way."""
+    if report is None:
+        yield from source.documents()
+        return
+    total, done, told = max(source.size(), 1), 0, 0
+    for document in source.documents():
+        yield document
+        done += len(document.data)
+        if done - told >= REPORT_BYTES:
+            told = done
+            report(min(done / total, 1.0))
+
+
+def plan(source: Source, options: dict[str, Any], report: Report | None = None) -> Plan:
     """Read all documents once, choose among them and divide them; `options` has seed, max_bytes and held_out."""
     entries, empty = [], 0
     salt = f"hinny {options['seed']} ".encode()
-    for number, document in enumerate(source.documents()):
+    for number, document in enumerate(_read(source, report)):
         if document.data.strip():
             entries.append(Entry(number, len(document.data), _key(salt, document.data)))
         else:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from hinny.data.folder import read_record
 from hinny.data.mix import Batch, heldout_batches
-from hinny.errors import ConfigError
+from hinny.errors import ConfigError, DataError
 from hinny.evals.options import EvalOptions
 from hinny.infer.engine import Engine
 from hinny.run import row
@@ -23,16 +24,18 @@ def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
     """Loss on the first `options.windows` held-out windows of the training length, documents apart as in training.
 
     The interval is 95 % over windows. Position counts tokens of the same document in front of the predicted one.
+    DataError if the data folder is no longer the one that the run was trained on.
     """
     recipe = engine.run.recipe
     if recipe.data.path is None:
         raise ConfigError(f"{engine.run.path}: its recipe names no data.path, so there is no held-out text.")
+    _check_data(engine, recipe.data.path)
     losses: list[np.ndarray] = []
     places: list[np.ndarray] = []
     windows: list[np.ndarray] = []
     n_bytes = 0
     for batch in heldout_batches(recipe.data, seq_len=recipe.train.seq_len, windows=options.windows,
-                                 batch_size=ROWS_AT_ONCE):
+                                 batch_size=ROWS_AT_ONCE, vocab_size=recipe.model.vocab_size):
         loss, place, window = _score(engine, batch)
         losses.append(loss)
         places.append(place)
@@ -54,6 +57,15 @@ def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
             rows.append(row("loss_by_position", name, float(inside.mean()), "nats/token",
                             shape=f"position={first}-{end - 1}"))
     return rows
+
+
+def _check_data(engine: Engine, path: str) -> None:
+    """The folder at `path` may have been prepared anew since; the run keeps the data.json that it was trained with."""
+    now, then = read_record(path)["fingerprint"], read_record(engine.run.path)["fingerprint"]
+    if now != then:
+        raise DataError(f"{path} holds other data than {engine.run.path} was trained on: fingerprint {now[:12]}, but "
+                        f"{engine.run.path / 'data.json'} says {then[:12]}. Prepare the folder as it was (data.json of "
+                        "the run has the command).")
 
 
 def _score(engine: Engine, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,6 +90,4 @@ def _places(batch: Batch) -> np.ndarray:
 
 def _bytes(engine: Engine, batch: Batch) -> int:
     """Bytes of text behind the counted targets; the end-of-document token has none."""
-    keep = batch.mask & (batch.targets != engine.tokenizer.eod)
-    return sum(len(engine.tokenizer.decode(ids[k].tolist()).encode())
-               for ids, k in zip(batch.targets, keep, strict=True))
+    return sum(engine.tokenizer.n_bytes(ids[k].tolist()) for ids, k in zip(batch.targets, batch.mask, strict=True))

@@ -100,9 +100,10 @@ CLAIMS = [
           "and before a model with attention does in its worst seed; not seen if both hold half right, in their worst "
           "seed, up to the training length.", rules.pure_ssms_fail_phonebook),
     Claim("C18", "SSM errors are fuzzy: digits of wrong numbers agree above chance.", "above chance",
-          "Seen if, for both pure SSMs, the share of right digits in wrong numbers exceeds that against another "
-          "prompt's number by more than 3 points, averaged over lengths, lowest seed against highest; not seen if it "
-          "is below that for both, highest against lowest.", rules.errors_are_fuzzy),
+          "Seen if, for both pure SSMs, the share of right digits in wrong numbers, each digit scored given the true "
+          "digits in front of it, exceeds that against another prompt's number by more than 3 points, averaged over "
+          "lengths, lowest seed against highest; not seen if it is below that for both, highest against lowest.",
+          rules.errors_are_fuzzy),
     Claim("C19", "More training does not close the Phonebook gap.", "still open from 1.1T to 3.5T tokens",
           "Needs Phonebook at several points of a longer training."),
     Claim("C20", "Asking first (reversed Phonebook) changes the picture for SSMs.",
@@ -134,8 +135,9 @@ CLAIMS = [
     Claim("C31", "Packing unrelated documents into extension data hurts the hybrid more.", "named as a likely cause",
           _LONG + ", with documents related and unrelated, apart and not."),
     Claim("C32", "Hybrid and Transformer use the hardware equally well in training.", "29.9 and 30.7 % of the peak",
-          "On an accelerator. Seen if the ratio of their FLOP/s lies between 0.9 and 1.1 for every pair of timings; "
-          "not seen if it lies outside for every pair.", rules.equal_training_efficiency),
+          "On an accelerator; timings on a CPU never decide. Seen if the ratio of their FLOP/s lies between 0.9 and "
+          "1.1 for every pair of timings; not seen if it lies outside for every pair.",
+          rules.equal_training_efficiency),
     Claim("C33", "Decoding is predicted to be up to 8 times as fast at long context.", "up to 8×, a prediction",
           "Seen if the largest predicted ratio of the hybrid's to the Transformer's decode speed is at least 8; not "
           "seen if it is below 4. It is a prediction here, too.", rules.predicted_decode),

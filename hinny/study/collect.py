@@ -127,21 +127,19 @@ def collect(study: Path) -> Path:
     if not layout.resolved.is_file():
         raise RunError(f"{study} is not a study: it has no study.toml. Give the folder that `hinny study` wrote.")
     config = validate(StudyConfig, read_toml(layout.resolved), str(layout.resolved))
-    paths = [layout.recipe(Path(source).stem) for source in config.recipes]
-    recipes = {path.stem: validate(Recipe, read_toml(path), str(path)) for path in paths}
+    paths = {name: layout.recipe(name) for name in config.recipes}
+    recipes = {name: validate(Recipe, read_toml(path), str(path)) for name, path in paths.items()}
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    devices = []
     for name in recipes:
         for seed in config.seeds:
             run = Run(layout.run(name, seed))
             if (run.path / "recipe.toml").is_file():
-                devices.append(run.env["device"])
                 for row in _run_rows(run, name):
                     groups[row["what"], row["variant"], row["shape"]].append(row)
     rows = [_over_seeds(group) for group in groups.values()]
     predicted = layout.results / "predict.json"
     rows += json.loads(predicted.read_text(encoding="utf-8")) if predicted.is_file() else []
-    about = _about(config, recipes, layout) | {"devices": sorted(set(devices))}
+    about = _about(config, recipes, layout)
     write_atomically(layout.results / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     write_atomically(layout.results / "study.json", json.dumps(rows, indent=1) + "\n")
     return layout.results / "study.json"

@@ -76,16 +76,23 @@ def _run(plan: list[Stage], console: Console, layout: Layout) -> None:
 
 
 def predictions(config: PredictConfig) -> list[dict[str, object]]:
-    """Rows of predicted decode speed and memory of each recipe on each hardware at each context."""
+    """Rows of each recipe: bytes of a sequence at each context; decode and prefill speed on each hardware besides."""
     rows: list[dict[str, object]] = []
     for recipe in map(load_recipe, config.recipes):
+        for context in config.contexts:
+            held = predict.inference_memory(recipe.model, predict.find_hardware(config.hardware[0]),
+                                            batch=config.batch, context=context)
+            rows.append(row("predicted_sequence", recipe.name, held["bytes_per_sequence"], "bytes",
+                            shape=f"context={context}"))
         for name in config.hardware:
             hardware = predict.find_hardware(name)
             for context in config.contexts:
                 step = predict.decode(recipe.model, hardware, batch=config.batch, context=context)
                 shape = f"hardware={name} batch={config.batch} context={context} fits={'yes' if step['fits'] else 'no'}"
                 rows.append(row("predicted_decode", recipe.name, step["tokens_per_s"], "tokens/s", shape=shape))
-                rows.append(row("predicted_sequence", recipe.name, step["bytes_per_sequence"], "bytes", shape=shape))
+                read = predict.prefill(recipe.model, hardware, batch=config.batch, context=context, mfu=config.mfu)
+                rows.append(row("predicted_prefill", recipe.name, read["tokens_per_s"], "tokens/s",
+                                shape=f"{shape} mfu={config.mfu:g}"))
     return rows
 
 

@@ -72,6 +72,8 @@ class PredictConfig(Section):
     hardware: Annotated[list[str], Field(min_length=1)]
     contexts: Lengths
     batch: Positive
+    mfu: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Assumed share of the peak rate that prefill reaches; 0.3 is what `hinny show` assumes, too."""
 
 
 class StudyConfig(Section):
@@ -97,7 +99,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:
-        for key, values in (("recipes", [Path(r).stem for r in self.recipes]), ("seeds", self.seeds)):
+        for key, values in (("recipes", self.recipes), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} names the same one twice: {', '.join(map(str, values))}.")
         if any(key in ALWAYS_DIFFER for key in flatten(self.overrides)):
@@ -133,10 +135,14 @@ def load_study(source: str | Path, overrides: Iterable[str] = ()) -> StudyConfig
 
 def load_recipes(config: StudyConfig) -> dict[str, Recipe]:
     """The study's recipes with its overrides, by name. Raises ConfigError unless they can be compared fairly."""
-    recipes = {}
+    recipes: dict[str, Recipe] = {}
+    sources: dict[str, str] = {}
     for source in config.recipes:
         recipe = load_recipe(source, config.recipe_overrides)
-        recipes[recipe.name] = recipe
+        if recipe.name in sources:
+            raise ConfigError(f"{sources[recipe.name]} and {source} are both recipes of the name {recipe.name!r}, "
+                              "under which the study keeps their runs; give one of them another `name`.")
+        recipes[recipe.name], sources[recipe.name] = recipe, source
     _check_vocabulary(recipes)
     _check_matched(recipes, config.match_tolerance)
     _check_alike(recipes, config.may_differ)

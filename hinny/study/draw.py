@@ -69,8 +69,9 @@ class Panel:
 
 def short(value: float) -> str:
     """A count in few characters: 16384 is "16K" where it is a multiple of 1024, 1500000 is "1.5M"."""
-    if value >= 1024 and value % 1024 == 0:
-        return f"{value / 1024:.0f}K" if value < 2**20 else f"{value / 2**20:g}M"
+    for step, letter in ((2**20, "M"), (2**10, "K")):
+        if value >= step and value % step == 0 and (step == 2**20 or value < 2**20):
+            return f"{value / step:.0f}{letter}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from hinny.errors import RunError
 from hinny.study.plan import Job, Stage
@@ -43,10 +43,10 @@ class _Slot:
 
 
 def run_stage(stage: Stage, watcher: Watcher, env: dict[str, str] | None = None) -> None:
-    """Run every job of `stage` that is not done yet.
+    """Run every job of `stage` that is not done yet, or that runs at every start.
 
-    Raises RunError with the end of its log if a job fails, after the others were told to save (SIGINT) and have
-    ended; passes KeyboardInterrupt on in the same way, for SIGTERM too.
+    Raises RunError where a log cannot be written, and with the end of its log if a job fails, after the others were
+    told to save (SIGINT) and have ended; passes KeyboardInterrupt on in the same way, for SIGTERM too.
     """
     waiting = [list(chain) for chain in stage.chains]
     slots: list[_Slot] = []
@@ -68,20 +68,28 @@ def run_stage(stage: Stage, watcher: Watcher, env: dict[str, str] | None = None)
 
 
 def _next(chain: list[Job], slots: list[_Slot], watcher: Watcher, env: dict[str, str] | None) -> None:
-    """Start the chain's first job that is not done."""
+    """Start the chain's first job that is not done or runs always."""
     while chain:
         job = chain.pop(0)
-        if job.done():
+        if job.done() and not job.always:
             watcher.reused(job)
             continue
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "ab") as log:
+        with _open_log(job) as log:
             # a session of its own: a Ctrl-C at the terminal reaches the study alone, which passes it on once
             process = subprocess.Popen(job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                        start_new_session=True, env=None if env is None else {**os.environ, **env})
         slots.append(_Slot(job, process, chain))
         watcher.started(job)
         return
+
+
+def _open_log(job: Job) -> BinaryIO:
+    """The job's log, to be appended to."""
+    try:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        return open(job.log, "ab")
+    except OSError as fault:
+        raise RunError(f"{job.log} cannot be written: {fault.strerror}.") from None
 
 
 def _check(slot: _Slot) -> None:

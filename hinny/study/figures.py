@@ -27,7 +27,8 @@ class Plot:
 
 def plots(table: Table) -> list[Plot]:
     """Every plot for which the study has figures."""
-    return [plot for make in (_learning, _positions, _phonebook, _digits, _recall, _speed, _memory, _predicted)
+    return [plot for make in (_learning, _positions, _phonebook, _digits, _recall, _speed, _memory, _predicted,
+                             _predicted_prompt)
             if (plot := make(table)) is not None]
 
 
@@ -150,7 +151,8 @@ def _digits(table: Table) -> Plot | None:
                 format_y=percent, ticks=_ticks(series)))
     if not panels:
         return None
-    caption = ("Fuzzy memory: where the recalled number is wrong, the share of its digits that are right all the same. "
+    caption = ("Fuzzy memory: where the recalled number is wrong, the share of its digits that are right all the same; "
+               "each digit is scored given the true digits in front of it, not the model's own. "
                "Chance is the share that agrees with the number of another prompt, mean over the models. A model "
                f"without a point gave no wrong number there. {seeds_note(figures)}")
     return Plot("digits", "Phonebook: digits of wrong numbers", caption, panels, figures)
@@ -198,17 +200,39 @@ def _memory(table: Table) -> Plot | None:
 
 def _predicted(table: Table) -> Plot | None:
     figures = table.find("predicted_decode")
-    hardware = list(dict.fromkeys(f.shape["hardware"] for f in figures))
-    parts = [(name, _series(table, "predicted_decode", "context", hardware=name)) for name in hardware]
-    if not parts:
+    if not figures:
         return None
-    panels = [Panel(name, "context, tokens", "tokens/s, all sequences", series, log_x=True, log_y=True,
-                    ticks=_ticks(series), limits=_log_limits([s for _, s in parts])) for name, series in parts]
+    panels = _by_hardware(table, "predicted_decode", "{}", "context, tokens")
     batch = ", ".join(sorted({f.shape["batch"] for f in figures}))
     caption = (f"Predicted, not measured: decode speed of the 8B models at batch {batch} from bytes moved and FLOPs "
                "against each GPU's data sheet, an upper bound. Dotted where weights and caches exceed its memory. "
                f"Both axes logarithmic. {ratio_sentence(table)}")
     return Plot("predicted", "8B models on named GPUs, predicted", caption.strip(), panels, figures)
+
+
+def _predicted_prompt(table: Table) -> Plot | None:
+    figures, held = table.find("predicted_prefill"), table.find("predicted_sequence")
+    if not figures or not held:
+        return None
+    series = _series(table, "predicted_sequence", "context")
+    panels = [*_by_hardware(table, "predicted_prefill", "Prefill, {}", "prompt, tokens"),
+              Panel("State and cache, any hardware", "context, tokens", "bytes per sequence", series, log_x=True,
+                    log_y=True, ticks=_ticks(series))]
+    batch, share = (", ".join(sorted({f.shape[key] for f in figures})) for key in ("batch", "mfu"))
+    caption = (f"Predicted, not measured: tokens per second while {batch} prompts are read (prefill, higher is "
+               f"better), from FLOPs at an assumed share of {share} of each GPU's peak rate, the same for every model, "
+               "dotted where weights and caches exceed its memory; and the bytes that one sequence then holds (lower "
+               "is better): keys and values in bfloat16, states in float32. All axes logarithmic.")
+    return Plot("predicted_prompt", "8B models: prefill, state and cache, predicted", caption, panels, figures + held)
+
+
+def _by_hardware(table: Table, what: str, title: str, x: str) -> list[Panel]:
+    """A panel for each hardware of the figures `what`, all with one range of y."""
+    hardware = list(dict.fromkeys(f.shape["hardware"] for f in table.find(what)))
+    parts = [(name, _series(table, what, "context", hardware=name)) for name in hardware]
+    limits = _log_limits([series for _, series in parts])
+    return [Panel(title.format(name), x, "tokens/s, all sequences", series, log_x=True, log_y=True,
+                  ticks=_ticks(series), limits=limits) for name, series in parts]
 
 
 def _log_limits(panels: list[list[Series]]) -> tuple[float, float]:

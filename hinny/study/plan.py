@@ -15,7 +15,8 @@ from typing import Any
 import tomli_w
 
 from hinny.config import Recipe, read_toml
-from hinny.errors import ConfigError
+from hinny.errors import ConfigError, RunError
+from hinny.run import write_atomically
 from hinny.study.config import StudyConfig, flatten
 
 GENERATE_FILE, TRAIN_FILE = "generate", "train"
@@ -38,6 +39,8 @@ class Job:
     run: Path | None = None
     """A training's run directory, whose metrics show its progress."""
     steps: int = 0
+    always: bool = False
+    """Run at every start: the command itself finds what it wrote before, or refuses what is of something else."""
 
     @property
     def command(self) -> list[str]:
@@ -107,7 +110,8 @@ def _prepare(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) ->
             argv += [option, str(value)]
     if any(recipe.data.synthetic for recipe in recipes.values()):
         argv.append("--recall-words")
-    return Job("prepare", tuple(argv), (layout.data / "data.json").is_file, layout.logs / "prepare.log")
+    # always: only reading the text tells whether it is still the one that the data folder was made from
+    return Job("prepare", tuple(argv), (layout.data / "data.json").is_file, layout.logs / "prepare.log", always=True)
 
 
 def _train(config: StudyConfig, source: str, recipe: Recipe, seed: int, layout: Layout) -> Job:
@@ -162,9 +166,19 @@ def newer(files: list[Path], than: Path) -> bool:
 def claim_folder(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> None:
     """Write the resolved study and recipes, or check them against those of an earlier start in the same folder.
 
+    The resolved study names its recipes by their names, as the files in recipes/ are, not by where they came from.
     Raises ConfigError that names what changed: runs of another study or recipe are never mixed with new ones.
+    Raises RunError where the folder cannot be read or written.
     """
-    wanted = {layout.resolved: _plain(config.model_dump())}
+    try:
+        _claim(config, recipes, layout)
+    except OSError as fault:
+        raise RunError(f"{layout.root} cannot be used as a study's folder: {fault.strerror}. "
+                       "Choose another with --out.") from None
+
+
+def _claim(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> None:
+    wanted = {layout.resolved: _plain(config.model_dump() | {"recipes": list(recipes)})}
     wanted |= {layout.recipe(name): _plain(recipe.model_dump()) for name, recipe in recipes.items()}
     for path, table in wanted.items():
         if path.is_file() and (changed := _changes(read_toml(path), table)):
@@ -174,8 +188,7 @@ def claim_folder(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout
         raise ConfigError(f"{layout.root} holds runs of {strangers[0]}, which this study does not name; "
                           "choose another folder with --out.")
     for path, table in wanted.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(tomli_w.dumps(table), encoding="utf-8")
+        write_atomically(path, tomli_w.dumps(table))
 
 
 def _plain(table: dict[str, Any]) -> dict[str, Any]:

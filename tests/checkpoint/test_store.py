@@ -146,6 +146,25 @@ def test_a_save_that_dies_before_the_rename_is_no_checkpoint_and_is_swept_up(run
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-00000002"]
 
 
+def test_an_old_checkpoint_or_a_leftover_that_cannot_be_removed_is_named_with_the_one_in_force(run, monkeypatch):
+    model, optimizer = trained()
+    for step in (2, 4):
+        save(run, step, model, optimizer, EXTRA)
+
+    def refuse(path, ignore_errors=False):
+        if not ignore_errors:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(store.shutil, "rmtree", refuse)
+    with pytest.raises(CheckpointError, match=r"step-00000002 cannot be removed: Permission denied.*is step-00000006"):
+        save(run, 6, model, optimizer, EXTRA)
+    with pytest.raises(CheckpointError, match=r"partial-step-00000002 cannot be removed.*is step-00000006"):
+        clean(run)
+    monkeypatch.undo()
+    clean(run)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
+
+
 def damage(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1

@@ -73,7 +73,7 @@ def test_the_synthetic_share_is_exact_and_even(folder):
         found = kinds(stream(folder, share=share), 400)
         sums = np.cumsum([0, *found])
         assert (sums[period:] - sums[:-period] == count).all()
-    assert not any(kinds(stream(folder, share=0.0), 40))
+    assert not any(kinds(stream(folder), 40))
     assert all(kinds(stream(folder, share=1.0), 40))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -209,6 +210,36 @@ def test_a_folder_of_empty_files_is_refused(tmp_path):
 def test_impossible_options_are_refused(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         prepare(tmp_path / "d", **options)
+
+
+@pytest.mark.parametrize("size", [0, 256])
+def test_a_vocabulary_too_small_for_bytes_is_refused_before_anything_is_read(tmp_path, size):
+    stages = []
+    with pytest.raises(DataError, match=f"vocab_size {size} is too small"):
+        prepare(tmp_path / "d", vocab_size=size, progress=lambda stage, share: stages.append(stage))
+    assert stages == []
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_progress_is_reported_all_along(corpus, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("hinny.data.split.REPORT_BYTES", 4000)
+    monkeypatch.setattr(module, "ENCODE_CHARACTERS", 4000)
+    source = {"text": [corpus]}
+    if kind == "jsonl":
+        lines = [json.dumps({"t": path.read_text()}) + "\n" for path in sorted(corpus.iterdir())]
+        (tmp_path / "c.jsonl").write_text("".join(lines))
+        source = {"jsonl": [tmp_path / "c.jsonl"], "field": "t"}
+    seen = []
+    prepare(tmp_path / "d", **source, vocab_size=400, progress=lambda stage, share: seen.append((stage, share)))
+    assert list(dict.fromkeys(stage for stage, _ in seen)) == ["read", "tokenizer", "encode"]
+    for stage in ("read", "tokenizer", "encode"):
+        shares = [share for name, share in seen if name == stage]
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1.0, abs=0.01)
+        # the learning itself, the second half of its stage, is one step
+        steps = [b - a for a, b in pairwise(shares) if b <= 0.5 or stage != "tokenizer"]
+        assert len(steps) >= 8
+        assert max(steps) < 0.2
 
 
 def test_a_failure_half_way_leaves_nothing(corpus, tmp_path, monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hinny.data.mix import heldout_batches
-from hinny.errors import ConfigError
+from hinny.data.prepare import prepare
+from hinny.errors import ConfigError, DataError
 from hinny.evals import EvalOptions, evaluate
 from hinny.evals.perplexity import held_out
 from hinny.evals.recall import copying, mqar, phonebook, wilson
@@ -129,6 +133,19 @@ def test_held_out_loss_is_the_mean_over_documents_taken_alone(engine: Engine) ->
     assert found["bits_per_byte"]["value"] == pytest.approx(sum(losses) / math.log(2) / n_bytes, abs=1e-5)
     first = next(row for row in rows if row["shape"] == "position=0-3")
     assert first["value"] == pytest.approx(np.mean([x for p in range(4) for x in by_place.get(p, [])]), abs=1e-5)
+
+
+def test_data_prepared_anew_are_refused_with_both_fingerprints(trained_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(trained_run.path, tmp_path / "run")
+    run, recipe = Run(tmp_path / "run"), trained_run.recipe
+    assert recipe.data.path is not None
+    path = Path(recipe.data.path)
+    prepare(tmp_path / "anew", text=[path.parent], tokenizer="bytes", held_out=0.2, seed=1)
+    run.write_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(
+        update={"path": str(tmp_path / "anew")})}))
+    now, then = (json.loads((folder / "data.json").read_text())["fingerprint"] for folder in (tmp_path / "anew", path))
+    with pytest.raises(DataError, match=rf"anew holds other data than .*{now[:12]}.*data\.json says {then[:12]}"):
+        held_out(Engine(run.path), OPTIONS)
 
 
 def test_results_are_saved_with_the_run(trained_run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -69,6 +70,19 @@ def test_what_is_done_is_reused(tmp_path: Path) -> None:
     seen = Recorder()
     run_stage(Stage([chain], 1), seen)
     assert seen.events == ["reused a", "started b", "finished b"]
+
+
+def test_a_job_that_runs_always_is_run_though_it_is_done(tmp_path: Path) -> None:
+    (tmp_path / "a.done").touch()
+    seen = Recorder()
+    run_stage(Stage([[dataclasses.replace(job(tmp_path, "a"), always=True)]], 1), seen)
+    assert seen.events == ["started a", "finished a"]
+
+
+def test_a_log_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file in the folder's place")
+    with pytest.raises(RunError, match=r"logs/a\.log cannot be written: (File exists|Not a directory)"):
+        run_stage(Stage([[job(tmp_path, "a")]], 1), Recorder())
 
 
 def test_a_failing_job_shows_the_end_of_its_log_and_stops_the_others(tmp_path: Path) -> None:
@@ -179,7 +193,8 @@ def test_a_study_runs_to_its_report_and_a_second_start_reuses_everything(
     assert out.rstrip().endswith(f"Report: {page}")
     again = conduct.study(study_file, out=tmp_path / "out", jobs=4)
     assert again.read_text() == page.read_text()
-    assert calls.read_text().splitlines() == first
+    # prepare alone is asked again: it tells whether the text is still the same
+    assert calls.read_text().splitlines() == [*first, first[0]]
     assert "train tiny-hybrid s2: reused" in capsys.readouterr().out
 
 

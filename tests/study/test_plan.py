@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from hinny.config import Recipe, load_recipe, to_toml
-from hinny.errors import ConfigError
+from hinny.errors import ConfigError, RunError
 from hinny.run import Run
-from hinny.study.collect import family
+from hinny.study.collect import collect, family, read_table
 from hinny.study.config import StudyConfig, differences, load_recipes, load_study
 from hinny.study.plan import Layout, checkpoint, claim_folder, stages
 
@@ -79,7 +79,7 @@ def test_text_of_ones_own_reaches_prepare(study_file: Path, tmp_path: Path) -> N
     vocab_size = str(recipes["tiny-hybrid"].model.vocab_size)
     prepare = stages(config, recipes, Layout(tmp_path), 1)[0].chains[0][0]
     assert prepare.argv == ("prepare", str(tmp_path / "data"), "--text", "a.txt", "--text", "b", "--vocab-size",
-                            vocab_size)
+                            vocab_size, "--recall-words")
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -119,12 +119,12 @@ def two_recipes(study_file: Path, folder: Path, **changes: Any) -> StudyConfig:
 
 
 def test_unequal_optimisers_are_refused_unless_the_study_allows_them(study_file: Path, tmp_path: Path) -> None:
-    config = two_recipes(study_file, tmp_path, lr=0.5)
-    with pytest.raises(ConfigError, match=r"differ in optim.lr: 0.002 in tiny-mamba2, 0.5 in other") as refusal:
+    config, lr = two_recipes(study_file, tmp_path, lr=0.5), load_recipe("tiny-mamba2").optim.lr
+    with pytest.raises(ConfigError, match=f"differ in optim.lr: {lr} in tiny-mamba2, 0.5 in other") as refusal:
         load_recipes(config)
     assert 'may_differ = ["optim.lr"]' in str(refusal.value)
     allowed = load_recipes(config.model_copy(update={"may_differ": ["optim.lr"]}))
-    assert differences(allowed) == {"optim.lr": {"tiny-mamba2": 0.002, "other": 0.5}}
+    assert differences(allowed) == {"optim.lr": {"tiny-mamba2": lr, "other": 0.5}}
     with pytest.raises(ConfigError, match=r"may_differ names optim\.clip"):
         load_recipes(config.model_copy(update={"may_differ": ["optim.lr", "optim.clip"]}))
 
@@ -138,6 +138,43 @@ def test_a_folder_of_a_changed_study_is_refused_and_named(study_file: Path, tmp_
     with pytest.raises(ConfigError, match=r"overrides\.train\.steps was 300 and is now 7") as refusal:
         claim_folder(changed, load_recipes(changed), Layout(tmp_path))
     assert "--out" in str(refusal.value)
+
+
+def test_two_recipes_of_one_name_are_refused_before_anything_is_written(study_file: Path, tmp_path: Path) -> None:
+    config = two_recipes(study_file, tmp_path)
+    path = tmp_path / "other.toml"
+    path.write_text(path.read_text().replace('name = "other"', 'name = "tiny-mamba2"'))
+    with pytest.raises(ConfigError, match=r"tiny-mamba2 and .*other\.toml are both recipes of the name 'tiny-mamba2'"):
+        load_recipes(config)
+
+
+def test_a_recipe_goes_by_its_name_and_not_by_its_files(study_file: Path, tmp_path: Path) -> None:
+    config = two_recipes(study_file, tmp_path)
+    path = tmp_path / "other.toml"
+    path.write_text(path.read_text().replace('name = "other"', 'name = "inner"'))
+    claim_folder(config, load_recipes(config), Layout(tmp_path / "out"))
+    collect(tmp_path / "out")
+    assert list(read_table(tmp_path / "out").about["recipes"]) == ["tiny-mamba2", "inner"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(study_file: Path, tmp_path: Path) -> None:
+    config, out = load_study(study_file), tmp_path / "out"
+    out.write_text("a file in the folder's place")
+    with pytest.raises(RunError, match=f"{out}.* cannot be written: (File exists|Not a directory)"):
+        claim_folder(config, load_recipes(config), Layout(out))
+    assert out.read_text() == "a file in the folder's place"
+
+
+def test_a_folder_that_cannot_be_read_is_named_with_the_reason(
+        study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    config = load_study(study_file)
+    recipes = load_recipes(config)
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(RunError, match=f"{tmp_path} cannot be used as a study's folder: Permission denied"):
+        claim_folder(config, recipes, Layout(tmp_path))
 
 
 def test_a_recipe_that_changed_since_the_runs_is_refused(study_file: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from hinny import counts
+from hinny.config import load_recipe
 from hinny.errors import RunError
 from hinny.run import Run
 from hinny.study.claims import CLAIMS
@@ -23,7 +25,8 @@ from hinny.study.figures import plots
 from hinny.study.report import report
 from hinny.study.summary import Score, columns, leaders
 
-PLOTS = ["learning", "positions", "phonebook", "digits", "recall", "speed", "memory", "predicted"]
+PLOTS = ["learning", "positions", "phonebook", "digits", "recall", "speed", "memory", "predicted",
+         "predicted_prompt"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_all_claims_captions_recipes_and_provenance_are_there(page: Path, study_
 
 def test_every_file_that_the_markdown_shows_exists(page: Path, study_folder: Path) -> None:
     files = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (study_folder / "report.md").read_text())
-    assert len(files) == 16
+    assert len(files) == 21
     for file in files:
         assert (study_folder / file).read_text().startswith("<?xml")
 
@@ -84,6 +87,30 @@ def test_figures_are_means_over_seeds_between_the_seeds(study_folder: Path, page
     assert row["command"].split("\n") == ["hinny eval tiny-mamba-s1 heldout", "hinny eval tiny-mamba-s2 heldout"]
     assert set(row) == {"what", "variant", "shape", "value", "unit", "low", "high", "bound", "peer", "peer_value",
                         "ratio", "command", "commit", "machine"}
+
+
+def test_prefill_and_sequence_bytes_of_the_8b_models_are_predicted_and_shown(study_folder: Path, page: Path) -> None:
+    table = read_table(study_folder)
+    (plot,) = (plot for plot in plots(table) if plot.id == "predicted_prompt")
+    assert [panel.title for panel in plot.panels[:4]] == [f"Prefill, {n}" for n in ("H100", "H200", "B200", "A100")]
+    assert "assumed share of 0.3 of each GPU's peak rate" in plot.caption
+    # bound by compute: two FLOPs a weight and token and a little for the scan, at 0.3 of 989.4 TFLOP/s
+    weights = counts.parameters(load_recipe("8b-mamba2").model).non_embedding
+    for figure in table.curve("predicted_prefill", "8b-mamba2", "context", hardware="H100"):
+        assert 0.8 < figure.value / (0.3 * 989.4e12 / 2 / weights) < 1.0
+    # keys and values, two bytes each
+    model = load_recipe("8b-transformer").model
+    attention, layers = model.attention, model.pattern.count("*")
+    assert attention is not None
+    for figure in table.curve("predicted_sequence", "8b-transformer", "context"):
+        assert figure.value == 2 * 2 * layers * attention.n_kv_heads * attention.head_dim * figure.number("context")
+    drawn = [p.value for s in plot.panels[-1].series if s.label == "Transformer" for p in s.points]
+    assert drawn == [f.value for f in table.curve("predicted_sequence", "8b-transformer", "context")]
+
+
+def test_the_digits_figure_says_how_a_digit_is_scored(study_folder: Path, page: Path) -> None:
+    (plot,) = (plot for plot in plots(read_table(study_folder)) if plot.id == "digits")
+    assert "each digit is scored given the true digits in front of it" in plot.caption
 
 
 def test_digits_of_wrong_numbers_leave_out_the_right_ones(study_folder: Path, page: Path) -> None:
@@ -151,7 +178,8 @@ def test_labels_are_moved_apart_and_stay_in_order() -> None:
 
 
 def test_counts_are_short() -> None:
-    assert [short(v) for v in (0, 96, 1024, 131072, 1_500_000, 12_582_912)] == ["0", "96", "1K", "128K", "1.5M", "12M"]
+    assert [short(v) for v in (0, 96, 1024, 131072, 1_500_000, 12_582_912, 1e10)] == [
+        "0", "96", "1K", "128K", "1.5M", "12M", "10G"]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +218,7 @@ def test_a_browser_renders_the_page_without_help_from_outside(
     assert len(captions) == len(PLOTS)
     assert all(len(caption) > 60 for caption in captions)
     sizes = tab.eval_on_selector_all("figure svg", "all => all.map(s => s.getBoundingClientRect().toJSON())")
-    assert len(sizes) == 16
+    assert len(sizes) == 21
     assert all(s["width"] > 250 and s["height"] > 150 and s["right"] <= width for s in sizes)
     ink, paper = tab.evaluate("['color', 'backgroundColor'].map(key => getComputedStyle(document.body)[key])")
     drawn = tab.evaluate("getComputedStyle(document.querySelector('figure svg text')).fill")

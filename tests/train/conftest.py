@@ -18,14 +18,16 @@ SECTIONS = {
 
 @pytest.fixture(scope="session")
 def recipe_of():
-    """Pattern → tiny recipe; keyword arguments change keys of [train], optim={...} keys of [optim]."""
-    def make(pattern, optim=None, **train):
+    """Pattern → tiny recipe; keyword arguments change keys of [train], optim={...} keys of [optim]; synthetic={...} is
+    [data.synthetic].
+    """
+    def make(pattern, optim=None, synthetic=None, **train):
         return validate(Recipe, {
             "name": "tiny", "description": "for tests",
             "model": {"pattern": pattern, "d_model": 16, "vocab_size": 257, "norm": "rmsnorm", "norm_eps": 1e-5,
                       "tie_embeddings": False, "init_std": 0.02,
                       **{SECTIONS[symbol][0]: SECTIONS[symbol][1] for symbol in dict.fromkeys(pattern)}},
-            "data": {"boundaries": "reset"},
+            "data": {"boundaries": "reset", **({"synthetic": synthetic} if synthetic else {})},
             "optim": {"lr": 1e-2, "schedule": "cosine", "min_lr": 1e-3, "warmup_samples": 4, "weight_decay": 0.1,
                       "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0, **(optim or {})},
             "train": {"seq_len": 32, "batch_size": 4, "micro_batch_size": 4, "steps": 12, "seed": 0,

@@ -42,28 +42,42 @@ def stop_at(step, number):
     return progress
 
 
-KILLED_IN_ITS_SECOND_SAVE = """
+KILLED = """
 import os, signal, sys
 from hinny.checkpoint import store
 from hinny.config import load_recipe
 from hinny.train.loop import train
 
-def progress(now):
-    if now["step"] == 5:
-        store._write_synced = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+recipe, out, data, moment, step = sys.argv[1:]
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
-train(load_recipe(sys.argv[1]), sys.argv[2], data=sys.argv[3], threads=1, progress=progress)
+def progress(now):
+    if now["step"] == int(step):
+        if moment == "step":
+            die()
+        store._write_synced = die
+
+train(load_recipe(recipe), out, data=data, threads=1, progress=progress)
 """
 
 
-def test_a_run_killed_at_its_worst_moment_ends_as_if_it_was_never_killed(recipe_of, data, tmp_path):
-    """SIGKILL when a checkpoint is half written and records past the last whole one are in the metrics."""
-    recipe = recipe_of("M*-", eval_every=6)
+def test_a_run_killed_twice_ends_as_if_it_was_never_killed(recipe_of, data, tmp_path):
+    """SIGKILL between two checkpoints, then in the next session when a checkpoint is half written: all four kinds of
+    layer, bf16, and synthetic sequences among the text. Records past the last whole checkpoint are in the metrics.
+    """
+    recipe = recipe_of("1M*-", eval_every=6, precision="bf16",
+                       synthetic={"share": 0.5, "tasks": {"mqar": 1, "copy": 2}})
     (tmp_path / "tiny.toml").write_text(to_toml(recipe))
     killed = Run(tmp_path / "killed")
-    arguments = [str(tmp_path / "tiny.toml"), str(killed.path), data]
-    process = subprocess.run([sys.executable, "-c", KILLED_IN_ITS_SECOND_SAVE, *arguments])
-    assert process.returncode == -signal.SIGKILL
+
+    def die(moment, step):
+        arguments = [str(tmp_path / "tiny.toml"), str(killed.path), data, moment, str(step)]
+        assert subprocess.run([sys.executable, "-c", KILLED, *arguments]).returncode == -signal.SIGKILL
+
+    die("step", 6)
+    assert [p.name for p in killed.checkpoints.iterdir()] == ["step-00000004"]
+    assert killed.metrics()[-1]["step"] > 4
+    die("save", 7)
     assert sorted(p.name for p in killed.checkpoints.iterdir()) == [".partial-step-00000008", "step-00000004"]
     assert killed.metrics()[-1]["step"] == 8
     with open(killed.path / "metrics.jsonl", "a") as file:
@@ -71,7 +85,7 @@ def test_a_run_killed_at_its_worst_moment_ends_as_if_it_was_never_killed(recipe_
     assert train(recipe, killed.path, data=data, threads=1).finished
     assert_same_run(killed, train(recipe, tmp_path / "whole", data=data, threads=1))
     assert list(killed.checkpoints.glob(".partial*")) == []
-    assert len(killed.env["earlier"]) == 1  # the killed session
+    assert len(killed.env["earlier"]) == 2  # the killed sessions
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
