@@ -119,7 +119,19 @@ def _train(config: StudyConfig, source: str, recipe: Recipe, seed: int, layout: 
     argv = ("train", source, f"train.seed={seed}", *config.recipe_overrides,
             "--data", str(layout.data), "--out", str(run), "--threads", "1")
     name = f"train {recipe.name} s{seed}"
-    return Job(name, argv, checkpoint(run, recipe).is_dir, _log(layout, name), run, recipe.train.steps)
+    return Job(name, argv, lambda: _trained(run, recipe, layout.data), _log(layout, name), run, recipe.train.steps)
+
+
+def _trained(run: Path, recipe: Recipe, data: Path) -> bool:
+    """Whether the training is done. RunError if it was done on other data than the folder `data` holds now."""
+    if not checkpoint(run, recipe).is_dir():
+        return False
+    prints = [json.loads(file.read_text())["fingerprint"] for folder in (run, data)
+              if (file := folder / "data.json").is_file()]
+    if len(set(prints)) > 1:
+        raise RunError(f"{run} was trained on other data than {data} holds now ({prints[0][:12]}, {prints[1][:12]}). "
+                       "Choose another folder with --out, or prepare the old text again.")
+    return True
 
 
 def checkpoint(run: Path, recipe: Recipe) -> Path:

@@ -61,6 +61,20 @@ def test_a_training_is_done_when_its_last_checkpoint_is_whole(quick: Quick, tmp_
     assert Run(train.run).steps_done == train.steps
 
 
+def test_a_training_on_other_data_is_not_reused(quick: Quick, tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    train = stages(*quick, layout, cores=1)[1].chains[0][0]
+    assert train.run is not None
+    checkpoint(train.run, quick[1]["tiny-transformer"]).mkdir(parents=True)
+    layout.data.mkdir()
+    for folder in (train.run, layout.data):
+        (folder / "data.json").write_text('{"fingerprint": "one"}')
+    assert train.done()
+    (layout.data / "data.json").write_text('{"fingerprint": "other"}')
+    with pytest.raises(RunError, match="was trained on other data"):
+        train.done()
+
+
 def test_an_evaluation_older_than_the_checkpoint_is_made_again(quick: Quick, tmp_path: Path) -> None:
     train, evaluate = stages(*quick, Layout(tmp_path), cores=1)[1].chains[0]
     assert train.run is not None
