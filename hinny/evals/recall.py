@@ -64,9 +64,7 @@ def mqar(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
     for pairs in options.pairs:
         rng = np.random.default_rng([options.seed, pairs, 7])
         examples = [synthetic.mqar(rng, engine.tokenizer, pairs=pairs) for _ in range(options.samples)]
-        truth, guess = _answers(engine, examples)
-        right = np.concatenate(guess) == np.concatenate(truth)
-        rows.append(_share("mqar.accuracy", engine, right, f"pairs={pairs} length={len(examples[0].tokens)}"))
+        rows.append(_accuracy("mqar.accuracy", engine, examples, f"pairs={pairs} length={len(examples[0].tokens)}"))
     return rows
 
 
@@ -76,10 +74,14 @@ def copying(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
     for length in options.lengths:
         rng = np.random.default_rng([options.seed, length, 11])
         examples = [synthetic.copy(rng, engine.tokenizer, length=length) for _ in range(options.samples)]
-        truth, guess = _answers(engine, examples)
-        right = np.concatenate(guess) == np.concatenate(truth)
-        rows.append(_share("copy.accuracy", engine, right, f"length={length}"))
+        rows.append(_accuracy("copy.accuracy", engine, examples, f"length={length}"))
     return rows
+
+
+def _accuracy(what: str, engine: Engine, examples: list[synthetic.Example], shape: str) -> dict[str, Any]:
+    """The row of the share of answer tokens, over all examples, that are the likeliest at their place."""
+    truth, guess = _answers(engine, examples)
+    return _share(what, engine, np.concatenate(guess) == np.concatenate(truth), shape)
 
 
 def _answers(engine: Engine, examples: list[synthetic.Example]) -> tuple[list[np.ndarray], list[np.ndarray]]:
