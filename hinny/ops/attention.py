@@ -22,7 +22,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, segments: Tensor | None = None
     i // (h/g); segments (b s) int: nothing is read across a change of id. Returns y (b t h p) in q's dtype.
     Raises ValueError for shapes that do not fit.
     """
-    if backend.chosen() == "reference":
+    if backend.asked() == "reference":
         return attention_reference(q, k, v, segments=segments)
     _check(q, k, v, segments)
     t, s, heads, groups = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
