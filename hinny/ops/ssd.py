@@ -39,16 +39,24 @@ def ssd(
     x (b t h p); dt (b t h); A (h,) negative; B, C (b t g n), head i uses group i // (h/g); D, dt_bias (h,);
     z (b t h p); initial_state (b h p n), of the document of position 0; segments (b t) int: the state is zero
     before every token whose id differs from the one before. dt_softplus: the step is softplus(dt + dt_bias).
-    Any length; chunk_len changes speed and memory only.
+    Any length; chunk_len changes speed and memory only, and kernels take their own from the launch table.
     Returns y (b t h p) in x's dtype and the final state (b h p n), that of the last document, in float32
-    (float64 if x is). Everything inside is float32 at least, autocast or not. Gradients to all, through both states.
+    (float64 if x is). Everything inside is float32 at least, autocast or not, but for the operands of kernels'
+    products, which have the inputs' type. Gradients to all, through both states.
     Raises ValueError for shapes that do not fit.
     """
-    if backend.chosen() == "reference":
+    which = backend.chosen(x)
+    if which == "reference":
         return ssd_recurrence(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
                               initial_state=initial_state, segments=segments, chunk_len=chunk_len)
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, segments, chunk_len)
     t, dtype = x.shape[1], wide(x.dtype)
+    if which == "triton" and t > 1:
+        from hinny.ops.kernels.ssd import ssd as on_kernels
+
+        with without_autocast(x):
+            return on_kernels(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
+                              initial_state=initial_state, segments=segments)
     if t == 1:
         y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D=D, z=None if z is None else z[:, 0],
                             dt_bias=dt_bias, dt_softplus=dt_softplus, initial_state=initial_state)

@@ -1,0 +1,66 @@
+"""What the launches of one SSD call share: its sizes, their launch configurations, the decays."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from hinny.ops.kernels import ssd_forward
+from hinny.ops.kernels.launches import launch
+
+HEADS_A_PROGRAM = 16
+"""Heads that one program of `ssd_prepare` and `ssd_finish` takes: it reads dt (b t h) 32 bytes wide in bf16."""
+
+
+class Call:
+    """The sizes of a call whose chunks are as long as the launch of `kernel` says."""
+
+    def __init__(self, kernel: str, x: Tensor, B: Tensor) -> None:
+        self.b, self.t, self.h, self.p = x.shape
+        self.g, self.n = B.shape[2:]
+        self.device, self.bits = x.device, x.element_size() * 8
+        self.Q = self.launch(kernel)["Q"]
+        self.chunks = triton.cdiv(self.t, self.Q)
+        self.precision = "ieee" if torch.version.hip else "tf32x3"  # of products of float32; others are exact
+        self.tiles = dict(H=self.h, G=self.g, P=self.p, N=self.n, BN=tile(self.n), Q=self.Q, EVEN=self.t % self.Q == 0,
+                          PRECISION=self.precision)
+
+    def launch(self, kernel: str) -> dict[str, int]:
+        """The launch configuration of `kernel` for these sizes."""
+        return launch(kernel, self.device, p=self.p, n=self.n, bits=self.bits)
+
+    def walk(self, kernel: str, walks: int) -> tuple[dict[str, int], int, int]:
+        """A walk's launch; the parts that it is made in, so that there are about PROGRAMS programs, none shorter than
+        SHORTEST chunks; chunks a part. `walks` is the number of walks if each is made in one part."""
+        use = self.launch(kernel)
+        parts = max(1, min(use.pop("PROGRAMS") // walks, self.chunks // use.pop("SHORTEST")))
+        use.pop("Q", None)
+        part_chunks = triton.cdiv(self.chunks, parts)
+        return use, triton.cdiv(self.chunks, part_chunks), part_chunks
+
+    def prepare(self, dt: Tensor, dt_bias: Tensor | None, A: Tensor, softplus: bool) -> Tensor:
+        """Steps, and sums of log2 decays within chunks: (2 b h c*q) float32."""
+        decays = torch.empty(2, self.b, self.h, self.chunks * self.Q, dtype=torch.float32, device=self.device)
+        grid = (self.b * self.chunks, triton.cdiv(self.h, HEADS_A_PROGRAM))
+        ssd_forward.ssd_prepare[grid](dt, dt_bias, A, decays[0], decays[1], self.t, self.chunks, dt.stride(1), H=self.h,
+                                      Q=self.Q, BH=HEADS_A_PROGRAM, SOFTPLUS=softplus, num_warps=4)
+        return decays
+
+    def split(self, want: int) -> int:
+        """Programs that share the heads of a group, so that there are about `want` of them: a divisor of them."""
+        heads, programs = self.h // self.g, self.b * self.chunks * self.g
+        return next(split for split in range(1, heads + 1)
+                    if heads % split == 0 and (programs * split >= want or split == heads))
+
+    def padded(self, documents: Tensor | None) -> Tensor | None:
+        """Documents (b t) → (b c*q): the padding belongs to the last one."""
+        padding = self.chunks * self.Q - self.t
+        if documents is None or not padding:
+            return documents
+        return torch.cat([documents, documents[:, -1:].expand(-1, padding)], 1)
+
+
+def tile(size: int) -> int:
+    """The width of a tile that holds `size` columns: a power of two, 16 at least."""
+    return max(16, triton.next_power_of_2(size))

@@ -1,0 +1,109 @@
+"""SSD's kernels against the recurrence in float64: outputs, final state, every gradient. Tiles are the shipped ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hinny.ops import ssd, ssd_recurrence
+from hinny.ops.backend import use_backend
+from hinny.ops.kernels import ssd_call
+
+EVERYTHING = ("D", "z", "dt_bias", "initial_state")
+TOLERANCE = 5e-6
+"""Of a relative error in float32, whose rounding is 6e-8; the longest sums have a few hundred parts."""
+
+
+def given(b: int, t: int, h: int, p: int, g: int, n: int, *wanted: str) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1000 * t + h)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    values = {"x": normal(b, t, h, p), "dt": normal(b, t, h), "A": -normal(h).abs() - 0.1, "B": normal(b, t, g, n),
+              "C": normal(b, t, g, n), "D": normal(h), "z": normal(b, t, h, p), "dt_bias": normal(h),
+              "initial_state": normal(b, h, p, n)}
+    return {name: v.float().double() for name, v in values.items() if name in ("x", "dt", "A", "B", "C", *wanted)}
+
+
+def results(op: Any, dtype: torch.dtype, values: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """Outputs and gradients of a fixed random mixture of them."""
+    inputs = {name: v.to(dtype).requires_grad_() for name, v in values.items()}
+    y, state = op(**inputs, dt_softplus=True, **options)
+    generator = torch.Generator().manual_seed(7)
+    mixture = [torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.dtype) for v in (y, state)]
+    grads = torch.autograd.grad((y, state), list(inputs.values()), mixture)
+    return {"y": y.detach(), "state": state.detach()} | {f"d{name}": g for name, g in zip(inputs, grads, strict=True)}
+
+
+def expected(values: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    return results(ssd_recurrence, torch.float64, values, **options)
+
+
+def relative(right: Tensor, found: Tensor) -> float:
+    return float((found.double() - right).norm() / right.norm())
+
+
+def assert_right(values: dict[str, Tensor], tolerance: float = TOLERANCE, **options: Any) -> None:
+    with use_backend("triton"):
+        found = results(ssd, torch.float32, values, **options)
+    for name, right in expected(values, **options).items():
+        error = relative(right, found[name])
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("t", [2, 31, 32, 33, 70])
+def test_any_length(t: int) -> None:
+    assert_right(given(1, t, 2, 16, 1, 16))
+
+
+@pytest.mark.parametrize(("h", "p", "g", "n"), [(4, 32, 2, 16), (3, 8, 3, 20), (2, 16, 1, 64), (4, 24, 4, 16)])
+def test_any_heads_groups_and_sizes(h: int, p: int, g: int, n: int) -> None:
+    assert_right(given(2, 40, h, p, g, n, *EVERYTHING))
+
+
+def test_documents_that_begin_anywhere() -> None:
+    lengths = torch.tensor([1, 13, 18, 40, 3, 5])  # also at a chunk's edge, and one longer than a chunk
+    segments = torch.repeat_interleave(torch.tensor([5, 2, 5, 2, 5, 2]), lengths).expand(2, -1).contiguous()
+    assert_right(given(2, 80, 2, 16, 1, 16, *EVERYTHING), segments=segments)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_sequence_walked_in_parts(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = ssd_call.launch
+
+    def in_parts(kernel: str, device: torch.device, **call: int) -> dict[str, int]:
+        use = shipped(kernel, device, **call)
+        return use | {"PROGRAMS": 1000, "SHORTEST": 1} if "SHORTEST" in use else use
+
+    monkeypatch.setattr(ssd_call, "launch", in_parts)
+    segments = (torch.arange(150) // 41).expand(1, -1).contiguous() if packed else None
+    assert_right(given(1, 150, 2, 16, 1, 16, *EVERYTHING), segments=segments)
+
+
+def test_heads_of_a_group_shared_by_programs() -> None:
+    assert_right(given(1, 33, 8, 16, 2, 16, "D"))
+
+
+def test_extreme_steps_and_decays_are_as_right_as_the_torch_form() -> None:
+    values = given(1, 70, 2, 16, 1, 16, "D", "initial_state")
+    values["dt"] = values["dt"] * 20  # steps from e-20 to 60
+    values["A"] = torch.tensor([-40.0, -1e-4], dtype=torch.float64)
+    with use_backend("torch"):
+        others = results(ssd, torch.float32, values)
+    # sums of decays reach thousands, so their differences are known to 1e-4: in either form
+    assert_right(values, 1.5 * max(relative(v, others[name]) for name, v in expected(values).items()))
+
+
+def test_gradients_have_the_types_of_the_inputs() -> None:
+    values = {name: v.half() if name in ("x", "B", "C", "dt") else v.float()
+              for name, v in given(1, 40, 2, 16, 1, 16, "D", "dt_bias").items()}
+    inputs = {name: v.requires_grad_() for name, v in values.items()}
+    with use_backend("triton"):
+        y, state = ssd(**inputs, dt_softplus=True)
+    assert (y.dtype, state.dtype) == (torch.float16, torch.float32)
+    for value, grad in zip(inputs.values(), torch.autograd.grad(y.float().sum(), list(inputs.values())), strict=True):
+        assert grad.dtype == value.dtype
