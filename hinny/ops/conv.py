@@ -29,10 +29,13 @@ def causal_conv(
     Returns y (b t ch) in x's dtype and the final state (b ch w-1): the last w-1 inputs, zero where another
     document's, in float32 (float64 if x is). Gradients to all. Raises ValueError for shapes that do not fit.
     """
-    if backend.chosen() == "reference":
+    chosen = backend.chosen(x)
+    if chosen == "reference":
         return causal_conv_reference(x, weight, bias, activation=activation, initial_state=initial_state,
                                      segments=segments)
     _check(x, weight, bias, activation, initial_state, segments)
+    if chosen == "triton":
+        return _on_kernels(x, weight, bias, activation, initial_state, segments)
     if x.shape[1] == 1:
         y, state = causal_conv_step(x[:, 0], weight, bias, activation=activation, initial_state=initial_state)
         return y.unsqueeze(1), state
@@ -71,6 +74,9 @@ def causal_conv_step(
     """One token of `causal_conv`: x (b ch), state (b ch w-1) -> y (b ch), next state."""
     check_rank("causal_conv_step", "x", x, "b ch")
     _check(x.unsqueeze(1), weight, bias, activation, initial_state, None)
+    if backend.chosen(x) == "triton":
+        y, state = _on_kernels(x.unsqueeze(1), weight, bias, activation, initial_state, None)
+        return y.squeeze(1), state
     with without_autocast(x):
         dtype = wide(x.dtype)
         values, weight, bias, state = cast(dtype, x.unsqueeze(-1), weight, bias, initial_state)
@@ -81,6 +87,15 @@ def causal_conv_step(
         y = y if bias is None else y + bias
         y = F.silu(y) if activation == "silu" else y
         return y.to(x.dtype), window[..., 1:].contiguous()
+
+
+def _on_kernels(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, initial_state: Tensor | None,
+    segments: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    from hinny.ops.kernels import conv as kernels  # here alone: Triton is imported where it runs
+
+    return kernels.causal_conv(x, weight, bias, activation=activation, initial_state=initial_state, segments=segments)
 
 
 class _Taps(torch.autograd.Function):

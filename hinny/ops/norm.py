@@ -16,12 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hinny.ops import backend
 from hinny.ops.inputs import cast, check_shapes, wide, without_autocast
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (... d) scaled to a root mean square of 1, times weight (d,)."""
     check_shapes("rms_norm", weight=(weight, (x.shape[-1],)))
+    if backend.chosen(x) == "triton":
+        return _on_kernels(x, None, weight, eps, x.shape[-1])
     with without_autocast(x):
         values, weight = cast(wide(x.dtype), x, weight)
         return _RMSNorm.apply(values, None, weight, eps, weight.shape[0]).to(x.dtype)
@@ -43,9 +46,17 @@ def gated_rms_norm(x: Tensor, z: Tensor, weight: Tensor, eps: float, group_size:
     check_shapes("gated_rms_norm", z=(z, tuple(x.shape)), weight=(weight, (x.shape[-1],)))
     if group_size < 1 or x.shape[-1] % group_size:
         raise ValueError(f"gated_rms_norm: group_size is {group_size}; it must divide the {x.shape[-1]} channels of x.")
+    if backend.chosen(x) == "triton":
+        return _on_kernels(x, z, weight, eps, group_size)
     with without_autocast(x):
         values, gate, weight = cast(wide(x.dtype), x, z, weight)
         return _RMSNorm.apply(values, gate, weight, eps, group_size).to(x.dtype)
+
+
+def _on_kernels(x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int) -> Tensor:
+    from hinny.ops.kernels import norm as kernels  # here alone: Triton is imported where it runs
+
+    return kernels.gated_rms_norm(x, z, weight, eps, group_size)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -69,7 +80,7 @@ class _RMSNorm(torch.autograd.Function):
         shape = (*scale.shape[:-1], -1)
         unit = (gated.view(shape) * scale).view_as(gated)
         product = unit * dy
-        dweight = product.flatten(0, -2).sum(0)
+        dweight = product.reshape(-1, product.shape[-1]).sum(0)
         # d(gated) = scale (dy weight - unit mean(dy weight unit)), the mean over the group
         along = product.mul_(weight).view(shape).mean(-1, keepdim=True)
         dgated = torch.mul(dy, weight, out=product).view(shape).sub_(unit.view(shape).mul_(along)).mul_(scale)

@@ -62,3 +62,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         gated_rms_norm(x, x, torch.zeros(8), EPS, 3)
     with pytest.raises(ValueError, match="z has shape"):
         gated_rms_norm(x, torch.zeros(2, 4), torch.zeros(8), EPS, 4)
+
+
+def test_a_row_without_a_batch_has_gradients_too() -> None:
+    assert_same(lambda **v: gated_rms_norm(**v, eps=EPS, group_size=4)[None],
+                lambda **v: gated_rms_norm(**{k: t if k == "weight" else t[None] for k, t in v.items()}, eps=EPS,
+                                           group_size=4),
+                {"x": normal(8, seed=0), "z": normal(8, seed=1), "weight": normal(8, seed=2)})
