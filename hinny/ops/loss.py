@@ -35,11 +35,18 @@ def linear_cross_entropy(
     The products run in autocast's dtype where autocast is on; sums and gradients are float32 at least.
     Raises ValueError for shapes that do not fit or a target outside the vocabulary.
     """
-    if backend.chosen() == "reference":
+    chosen = backend.chosen(x)
+    if chosen == "reference":
         return linear_cross_entropy_reference(x, weight, targets, mask, reduction=reduction)
     _check(x, weight, targets, mask, reduction)
     device = x.device.type
     product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if chosen == "triton":
+        from hinny.ops.kernels import loss as kernels  # here alone: Triton is imported where it runs
+
+        with without_autocast(x):
+            return kernels.linear_cross_entropy(x, weight, targets, mask, reduction=reduction,
+                                                product_dtype=product_dtype)
     rows, targets = _selected(x, weight, targets, mask)
     with without_autocast(x):
         total = _LinearCrossEntropy.apply(rows, weight, targets, product_dtype)
@@ -107,10 +114,17 @@ def _selected(x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None) -
     if mask is not None:
         index = mask.reshape(-1).nonzero().squeeze(1)
         rows, targets = rows.index_select(0, index), targets.index_select(0, index)
-    if len(targets) and not 0 <= targets.min() <= targets.max() < len(weight):
-        raise ValueError(f"linear_cross_entropy: targets run from {targets.min()} to {targets.max()}; "
-                         f"they must lie in [0, {len(weight)}), the vocabulary of weight.")
+    if len(targets):
+        refuse_targets([int(targets.min()), int(targets.max())], len(weight))
     return rows, targets
+
+
+def refuse_targets(found: list[int], v: int) -> None:
+    """Raises ValueError unless targets, from the least to the greatest of two found, are of a vocabulary of v."""
+    least, greatest = found
+    if least <= greatest and not 0 <= least <= greatest < v:
+        raise ValueError(f"linear_cross_entropy: targets run from {least} to {greatest}; they must lie in [0, {v}), "
+                         "the vocabulary of weight.")
 
 
 def _check(x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None, reduction: Reduction) -> None:

@@ -40,13 +40,19 @@ def selective_scan(
     is). Everything inside is float32 at least, autocast or not. Gradients to all, through both states.
     Raises ValueError for shapes that do not fit.
     """
-    if backend.chosen() == "reference":
+    chosen = backend.chosen(x)
+    if chosen == "reference":
         return selective_scan_recurrence(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
                                          initial_state=initial_state, segments=segments, chunk_len=chunk_len)
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, segments, chunk_len)
+    if chosen == "triton":
+        from hinny.ops.kernels import scan as kernels  # here alone: Triton is imported where it runs
+
+        return kernels.selective_scan(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
+                                      initial_state=initial_state, segments=segments)
     if x.shape[1] == 1:
-        y, state = selective_scan_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D=D, z=None if z is None else z[:, 0],
-                                       dt_bias=dt_bias, dt_softplus=dt_softplus, initial_state=initial_state)
+        y, state = _one_token(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, None if z is None else z[:, 0], dt_bias,
+                              dt_softplus, initial_state)
         return y.unsqueeze(1), state
     dtype = wide(x.dtype)
     with without_autocast(x):
@@ -76,8 +82,8 @@ def selective_scan_recurrence(
     for i in range(x.shape[1]):
         if starts is not None:
             state = state.masked_fill(starts[:, i, None, None], 0)
-        y, state = selective_scan_step(x[:, i], dt[:, i], A, B[:, i], C[:, i], D=D, z=None if z is None else z[:, i],
-                                       dt_bias=dt_bias, dt_softplus=dt_softplus, initial_state=state)
+        y, state = _one_token(x[:, i], dt[:, i], A, B[:, i], C[:, i], D, None if z is None else z[:, i], dt_bias,
+                              dt_softplus, state)
         outputs.append(y)
     return torch.stack(outputs, 1), state
 
@@ -92,12 +98,26 @@ def selective_scan_step(
     """
     check_rank("selective_scan_step", "x", x, "b d")
     check_rank("selective_scan_step", "B", B, "b n")
-    (b, d), n, dtype = x.shape, B.shape[1], wide(x.dtype)
+    (b, d), n = x.shape, B.shape[1]
     check_shapes("selective_scan_step", dt=(dt, (b, d)), A=(A, (d, n)), B=(B, (b, n)), C=(C, (b, n)), D=(D, (d,)),
                  z=(z, (b, d)), dt_bias=(dt_bias, (d,)), initial_state=(initial_state, (b, d, n)))
+    if backend.chosen(x) == "triton":
+        from hinny.ops.kernels import scan as kernels  # here alone: Triton is imported where it runs
+
+        return kernels.selective_scan_step(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
+                                           initial_state=initial_state)
+    return _one_token(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state)
+
+
+def _one_token(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None,
+    dt_softplus: bool, state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan_step` as it is defined, in plain torch."""
+    dtype = wide(x.dtype)
     with without_autocast(x):
         steps = step_sizes(dt, dt_bias, dt_softplus, dtype)
-        values, A, B, C, D, state = cast(dtype, x, A, B, C, D, initial_state)
+        values, A, B, C, D, state = cast(dtype, x, A, B, C, D, state)
         added = (values * steps)[..., None] * B[:, None]  # (b d n)
         state = added if state is None else state * (steps[..., None] * A).exp() + added
         y = (state * C[:, None]).sum(-1)

@@ -1,0 +1,187 @@
+"""Selective scan's kernels on a GPU: outputs, final state and every gradient against the recurrence in float64, beside
+the torch form in the same type. Both keep everything inside in float32, so both round their results alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hinny.ops import selective_scan, selective_scan_recurrence, selective_scan_step, use_backend
+from hinny.ops.kernels import launches
+
+pytestmark = pytest.mark.gpu
+SEQUENCES = ("x", "dt", "B", "C", "z")
+FLOOR = 1e-6
+scan = partial(selective_scan, dt_softplus=True)
+
+
+def draw(b: int, t: int, d: int, n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    random = torch.Generator("cuda").manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, device="cuda", generator=random)
+
+    inputs = {"x": normal(b, t, d), "dt": normal(b, t, d) - 1, "A": -normal(d, n).exp(), "B": normal(b, t, n),
+              "C": normal(b, t, n), "D": normal(d), "z": normal(b, t, d), "dt_bias": normal(d),
+              "initial_state": normal(b, d, n)}
+    return {name: v.to(dtype) if name in SEQUENCES else v for name, v in inputs.items()}
+
+
+def documents(b: int, t: int, lengths: list[int]) -> Tensor:
+    """Segment ids of documents of these lengths, again and again, ids that come back."""
+    ids = [i % 3 for i in range(t) for _ in range(lengths[i % len(lengths)])][:t]
+    return torch.tensor(ids, device="cuda").expand(b, t).contiguous()
+
+
+def gradients(run: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs, and the gradient to every input of a mixture of them that is the same in any precision."""
+    inputs = {name: v.detach().requires_grad_() for name, v in inputs.items()}
+    outputs = dict(zip(("y", "final"), run(**inputs), strict=True))
+    total = 0
+    for i, o in enumerate(outputs.values()):
+        mixture = torch.randn(o.shape, device="cuda", generator=torch.Generator("cuda").manual_seed(900 + i))
+        total = total + (o * mixture.to(torch.bfloat16).to(o.dtype)).sum()
+    found = torch.autograd.grad(total, list(inputs.values()))
+    return {name: v.detach() for name, v in outputs.items()} | dict(zip(inputs, found, strict=True))
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    assert found.isfinite().all()
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+def check(inputs: dict[str, Tensor], **options: Any) -> None:
+    """Kernels are off by 1.5 times what the torch form is off, at most."""
+    exact = gradients(partial(selective_scan_recurrence, **options), {name: v.double() for name, v in inputs.items()})
+    run = partial(selective_scan, **options)
+    with use_backend("torch"):
+        plain = gradients(run, inputs)
+    with use_backend("triton"):
+        found = gradients(run, inputs)
+        again = gradients(run, inputs)
+    for name, right in exact.items():
+        assert found[name].dtype == plain[name].dtype, name
+        assert error(found[name], right) <= 1.5 * error(plain[name], right) + FLOOR, name
+        assert torch.equal(found[name], again[name]), name
+
+
+@settings(max_examples=12, deadline=None)
+@given(b=st.integers(1, 3), t=st.integers(1, 260), d=st.integers(1, 80), seed=st.integers(0, 9),
+       lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4))
+def test_packed_documents_with_every_gradient(b: int, t: int, d: int, seed: int, lengths: list[int]) -> None:
+    check(draw(b, t, d, 16, seed, torch.bfloat16), dt_softplus=True, segments=documents(b, t, lengths))
+
+
+@settings(max_examples=6, deadline=None)
+@given(b=st.integers(1, 3), t=st.integers(1, 120), d=st.integers(1, 80), seed=st.integers(0, 9),
+       rates=st.sampled_from([None, 50.0, 1e-8]))
+def test_float32_with_every_gradient_and_extreme_decays(b: int, t: int, d: int, seed: int, rates: float | None) -> None:
+    inputs = draw(b, t, d, 16, seed)
+    if rates is not None:
+        inputs["A"] = torch.full_like(inputs["A"], -rates)
+    check(inputs, dt_softplus=True)
+
+
+def test_128_states_with_every_gradient() -> None:
+    check(draw(2, 70, 50, 128, dtype=torch.bfloat16), dt_softplus=True)
+
+
+def test_every_optional_argument_may_be_absent() -> None:
+    inputs = draw(2, 50, 40, 5)
+    inputs = {name: inputs[name] for name in ("x", "dt", "A", "B", "C")}
+    check(inputs | {"dt": inputs["dt"].abs()})
+
+
+def test_half_precision_and_one_token() -> None:
+    inputs = draw(3, 40, 70, 16, dtype=torch.float16)
+    expected, final = selective_scan_recurrence(**{name: v.double() for name, v in inputs.items()}, dt_softplus=True)
+    with use_backend("triton"):
+        y, state = scan(**inputs)
+        assert error(y, expected) < 2 ** -11
+        assert error(state, final) < FLOOR
+        state = inputs["initial_state"]
+        for i in range(40):
+            token = {name: v[:, i] if name in SEQUENCES else v for name, v in inputs.items()}
+            y, state = selective_scan_step(**token | {"initial_state": state}, dt_softplus=True)
+    assert error(y, expected[:, -1]) < 2 ** -11
+    assert error(state, final) < FLOOR
+
+
+def test_step_sizes_keep_their_relative_precision() -> None:
+    """The outputs are the steps themselves: one token, a state of zero, and ones."""
+    dt = torch.linspace(-80, 30, 4096, device="cuda")[None]
+    one = torch.ones(1, 1, device="cuda")
+    with use_backend("triton"):
+        y, _ = selective_scan_step(torch.ones_like(dt), dt, -torch.ones(4096, 1, device="cuda"), one, one,
+                                   dt_softplus=True)
+    right = torch.nn.functional.softplus(dt.double(), threshold=1000)
+    assert ((y - right).abs() / right).max() < 2 ** -20
+
+
+def test_pieces_of_the_backward_equal_the_whole() -> None:
+    """16 tokens a piece, states' gradients carried on, beside everything at once; and spans walked at once."""
+    inputs, ids = draw(2, 200, 40, 16, dtype=torch.bfloat16), documents(2, 200, [70, 31])
+    device = inputs["x"].device
+    walk, back = (launches.find(launches.generation(device), name, n=16) for name in ("scan_walk", "scan_gradients"))
+    back |= {"EDGE_BYTES": 16 * 40 * 16 // 2, "CHUNKS": 2, "PROGRAMS": 1}
+    with use_backend("triton"):
+        whole = gradients(partial(scan, segments=ids), inputs)
+        for change in ({"ENOUGH": 0}, {"SHORTEST": 16}):
+            with launches.trial({"scan_walk": walk | change, "scan_gradients": back}):
+                found = gradients(partial(scan, segments=ids), inputs)
+            for name, v in whole.items():
+                # sums in another order, rounded to bfloat16 or kept
+                assert error(found[name], v.double()) < (2 ** -9 if v.dtype == torch.bfloat16 else 1e-5), name
+
+
+def test_it_compiles_into_one_graph_and_is_checkpointed() -> None:
+    inputs, ids = draw(2, 100, 40, 16, dtype=torch.bfloat16), documents(2, 100, [33, 20])
+    run = partial(scan, segments=ids)
+    with use_backend("triton"):
+        expected = gradients(run, inputs)
+        compiled = gradients(torch.compile(run, backend="aot_eager", fullgraph=True), inputs)
+        again = gradients(lambda **v: checkpoint(run, **v, use_reentrant=False), inputs)
+    for name, v in expected.items():
+        assert torch.equal(compiled[name], v), name
+        assert torch.equal(again[name], v), name
+
+
+def test_512k_tokens_and_more_than_2_to_the_31_elements() -> None:
+    """The end of it, with gradients, equals the end alone from the state before it."""
+    t, d, tail = 2 ** 19, 4096 + 32, 1000
+    inputs = {name: v.to(torch.bfloat16) if name in SEQUENCES else v for name, v in draw(1, 1, d, 16).items()}
+    random = torch.Generator("cuda").manual_seed(1)
+    for name in SEQUENCES:
+        width = 16 if name in ("B", "C") else d
+        inputs[name] = torch.randn(1, t, width, device="cuda", dtype=torch.bfloat16, generator=random)
+    inputs["dt"] -= 1
+    assert inputs["x"].numel() > 2 ** 31
+    ids = torch.zeros(1, t, dtype=torch.int64, device="cuda")
+    ids[:, t - tail // 2:] = 1
+
+    def end(v: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: w[:, -tail:] if name in SEQUENCES else w for name, w in v.items()}
+
+    with use_backend("triton"):
+        with torch.no_grad():
+            _, before = scan(**{name: v[:, :-tail] if name in SEQUENCES else v for name, v in inputs.items()},
+                             segments=ids[:, :-tail])
+            dy = torch.zeros_like(inputs["x"])
+            dy[:, -tail:] = torch.randn(tail, d, device="cuda")
+        found = []
+        for given_, gradient, segments in ((inputs, dy, ids), (end(inputs) | {"initial_state": before}, dy[:, -tail:],
+                                                                ids[:, -tail:])):
+            leaves = {name: given_[name].detach().requires_grad_() for name in ("x", "dt", "B", "C", "z")}
+            y, final = scan(**given_ | leaves, segments=segments)
+            grads = torch.autograd.grad(y, list(leaves.values()), gradient)
+            found.append([y[:, -tail:].detach(), final.detach(), *(grad[:, -tail:] for grad in grads)])
+            del y, grads
+    for a, b in zip(*found, strict=True):
+        assert error(a, b.double()) < 2 ** -8
