@@ -23,11 +23,12 @@ _PUBLIC = {
     "show": "hinny.show",
     "study": "hinny.study",
     "train": "hinny.train",
+    "tune": "hinny.tune",
 }
 
 __all__ = [
     "Engine", "Model", "bench", "evaluate", "generate", "load", "load_recipe", "prepare", "report", "show", "study",
-    "train",
+    "train", "tune",
 ]
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from hinny.study.conduct import study
     from hinny.study.report import report
     from hinny.train.loop import train
+    from hinny.tune import tune
 
 
 def __getattr__(name: str) -> Any:

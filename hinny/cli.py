@@ -176,42 +176,59 @@ def evaluate(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="train or generate.")],
+    what: Annotated[str, typer.Argument(help="kernels, train or generate.")],
     recipe: Annotated[str | None, typer.Option(help="train: a recipe's file or shipped name.")] = None,
     run: Annotated[Path | None, typer.Option(help="generate: a run directory.")] = None,
-    against: Annotated[str | None, typer.Option(help="train: transformers (the extra oracle).")] = None,
+    against: Annotated[str | None, typer.Option(help="train: transformers (extra oracle); kernels: mamba_ssm.")] = None,
     steps: Annotated[int | None, typer.Option(help="train: steps timed.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Sequences at once.")] = None,
+    batch: Annotated[int | None, typer.Option(help="train, generate: sequences at once.")] = None,
     length: Annotated[int | None, typer.Option(help="train: tokens a sequence.")] = None,
     precision: Annotated[str | None, typer.Option(help="train: fp32 or bf16.")] = None,
     contexts: Annotated[str | None, typer.Option(help="generate: context lengths, such as 64,256,1024.")] = None,
     tokens: Annotated[int | None, typer.Option(help="generate: tokens decoded at each context.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Also write the rows to this run directory.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="kernels: cases, such as 'ssd.*'; may be repeated.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="kernels: a file to write the table to.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Also write the rows: to this run directory; kernels: into this "
+                                                   "JSON file, in place of the same rows.")] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Time the training step or generation. Options of the other bench are refused."""
+    """Time the kernels on a GPU, the training step or generation. Options of another bench are refused."""
     from hinny.bench import bench as go
 
-    _set_threads(threads)
     given = {"recipe": recipe, "run": None if run is None else str(run), "against": against, "steps": steps,
-             "batch": batch, "length": length, "precision": precision, "tokens": tokens,
-             "contexts": None if contexts is None else _numbers(contexts, "--contexts")}
-    options = {name: value for name, value in given.items() if value is not None}
-    allowed = {"train": {"recipe", "against", "steps", "batch", "length", "precision"},
-               "generate": {"run", "contexts", "batch", "tokens"}}.get(what)
+             "batch": batch, "length": length, "precision": precision, "tokens": tokens, "only": only or None,
+             "contexts": None if contexts is None else _numbers(contexts, "--contexts"), "markdown": markdown,
+             "threads": threads}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    allowed = {"train": {"recipe", "against", "steps", "batch", "length", "precision", "threads"},
+               "generate": {"run", "contexts", "batch", "tokens", "threads"},
+               "kernels": {"against", "only", "markdown"}}.get(what)
     if allowed is not None:
         if idle := sorted(set(options) - allowed):
             raise typer.BadParameter(f"--{idle[0]} has no effect on bench {what}; drop it.")
-        needed = "recipe" if what == "train" else "run"
-        if needed not in options:
+        needed = {"train": "recipe", "generate": "run"}.get(what)
+        if needed and needed not in options:
             raise typer.BadParameter(f"bench {what} needs --{needed}.")
-    rows = go(what, **options)
-    if save is not None:
+    _set_threads(options.pop("threads", None))
+    rows = go(what, **options, **({"save": save} if what == "kernels" else {}))
+    if save is not None and what != "kernels":
         from hinny.run import Run
 
         Run(save).save_rows(what, rows)
     _print(rows, as_json)
+
+
+@app.command()
+def tune(
+    kernels: Annotated[list[str] | None, typer.Argument(help="Kernels; all by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of tables; by default the one that launches read.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how kernels are best launched on this machine's GPU."""
+    from hinny.tune import tune as measure
+
+    _print(measure(kernels or (), out=out), as_json)
 
 
 @app.command()

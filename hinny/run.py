@@ -226,7 +226,10 @@ def command_line() -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit of hinny's checkout, `+changes` if its code or recipes differ from it; outside git, the version."""
+    """The commit of hinny's checkout, `+changes` if its code or recipes differ from it.
+
+    Outside git, $HINNY_COMMIT, for a copy of a checkout that was sent to another machine; without it, the version.
+    """
     def git(*arguments: str) -> str:
         line = ["git", "-C", str(PACKAGE), *arguments]
         return subprocess.run(line, capture_output=True, text=True, check=True).stdout
@@ -237,7 +240,7 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--", ".", "../recipes", "../studies")
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return __version__
+        return os.environ.get("HINNY_COMMIT") or __version__
 
 
 @functools.cache

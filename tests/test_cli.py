@@ -78,7 +78,8 @@ def test_a_run_goes_from_text_to_text(run, tmp_path: Path) -> None:
     (("generate", "no-such-run", "x"), "not a run directory"),
     (("report", "no-such-study"), "no-such-study"),
     (("study", "no-such-study"), "no-such-study"),
-    (("bench", "kernels"), "known: generate, train"),
+    (("bench", "kernel"), "known: generate, kernels, train"),
+    (("bench", "kernels", "--only", "no-such-case"), "fits no case"),
     (("prepare", "x", "--text", "no-such-text"), "no-such-text"),
 ])
 def test_a_mistake_gets_one_message(run, arguments: tuple[str, ...], message: str) -> None:
@@ -93,6 +94,7 @@ def test_a_mistake_gets_one_message(run, arguments: tuple[str, ...], message: st
     ("show",), ("show", "tiny-hybrid", "--layers", "4"), ("show", "--pattern"), ("eval", "x"),
     ("show", "--pattern", "--layers", "4", "--hardware", "H100"),
     ("bench", "train"), ("bench", "train", "--recipe", "tiny-hybrid", "--contexts", "4"), ("bench", "generate"),
+    ("bench", "kernels", "--threads", "2"), ("bench", "generate", "--run", "x", "--only", "ssd.*"),
     ("eval", "x", "heldout", "--lengths", "a,b"), ("no-such-verb",), ("show", "tiny-hybrid", "--no-such-option")])
 def test_an_option_acts_or_is_refused(run, arguments: tuple[str, ...]) -> None:
     code, out, err = run(*arguments)

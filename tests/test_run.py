@@ -158,18 +158,25 @@ def test_the_commit_marks_changed_code_and_outside_git_is_the_version(tmp_path, 
     monkeypatch.setattr(runs, "PACKAGE", package)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     try:
+        monkeypatch.delenv("HINNY_COMMIT", raising=False)
         outside = commit()
+        monkeypatch.setenv("HINNY_COMMIT", "0123456789ab")
+        copied = commit()
+        monkeypatch.delenv("HINNY_COMMIT")
         git("init")
         installed_in_a_foreign_checkout = commit()
         git("add", ".")
         git("commit", "-m", "one")
+        monkeypatch.setenv("HINNY_COMMIT", "0123456789ab")
         clean = commit()
         (package / "errors.py").write_text("changed")
         dirty = commit()
     finally:
         runs.commit.cache_clear()
     assert outside == installed_in_a_foreign_checkout == hinny.__version__
+    assert copied == "0123456789ab"
     assert len(clean) == 12
+    assert clean != copied
     assert dirty == clean + "+changes"
 
 

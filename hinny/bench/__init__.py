@@ -1,4 +1,4 @@
-"""Speed, measured: the training step and generation. Correct first, then timed, beside a peer if one is asked for."""
+"""Speed, measured: kernels, the training step, generation. Correct first, then timed, beside a peer if asked for."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 from hinny.bench.generation import bench_generate
+from hinny.bench.kernels import bench_kernels
 from hinny.bench.training import bench_train
 from hinny.errors import ConfigError
 from hinny.verb import make_callable
 
-BENCHES: dict[str, Callable[..., list[dict[str, Any]]]] = {"generate": bench_generate, "train": bench_train}
+BENCHES: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "generate": bench_generate, "kernels": bench_kernels, "train": bench_train}
 """What can be timed → function; each returns rows of `hinny.run.row`."""
 
 
 def bench(what: str, **options: Any) -> list[dict[str, Any]]:
-    """Time `what`, "train" or "generate"; options are those of `bench_train` and `bench_generate`."""
+    """Time `what`: "kernels", "train" or "generate"; options are those of `bench_kernels` and the like."""
     if what not in BENCHES:
         raise ConfigError(f"unknown bench {what!r}; known: {', '.join(BENCHES)}.")
     return BENCHES[what](**options)

@@ -1,0 +1,13 @@
+"""What `hinny bench kernels` times: one file a subject, one row of the result a case."""
+
+from __future__ import annotations
+
+from hinny.bench.kernel_cases import conv, decode, loss, norm, scan, ssd
+from hinny.bench.kernel_cases.case import Case
+
+__all__ = ["Case", "all_cases"]
+
+
+def all_cases() -> list[Case]:
+    """Every case, in the order of the results."""
+    return [case for subject in (ssd, conv, norm, decode, scan, loss) for case in subject.cases()]
