@@ -226,10 +226,13 @@ def command_line() -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit of hinny's checkout, `+changes` if its code or recipes differ from it.
+    """The commit of hinny's checkout, `+changes` if its code or recipes differ from it; outside git, the version.
 
-    Outside git, $HINNY_COMMIT, for a copy of a checkout that was sent to another machine; without it, the version.
+    $HINNY_COMMIT, where it is set, is taken instead: for a copy of a checkout that was sent to another machine.
     """
+    if told := os.environ.get("HINNY_COMMIT"):
+        return told
+
     def git(*arguments: str) -> str:
         line = ["git", "-C", str(PACKAGE), *arguments]
         return subprocess.run(line, capture_output=True, text=True, check=True).stdout
@@ -240,7 +243,7 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--", ".", "../recipes", "../studies")
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("HINNY_COMMIT") or __version__
+        return __version__
 
 
 @functools.cache

@@ -167,14 +167,15 @@ def test_the_commit_marks_changed_code_and_outside_git_is_the_version(tmp_path, 
         installed_in_a_foreign_checkout = commit()
         git("add", ".")
         git("commit", "-m", "one")
-        monkeypatch.setenv("HINNY_COMMIT", "0123456789ab")
         clean = commit()
         (package / "errors.py").write_text("changed")
         dirty = commit()
+        monkeypatch.setenv("HINNY_COMMIT", "0123456789ab")
+        told = commit()
     finally:
         runs.commit.cache_clear()
     assert outside == installed_in_a_foreign_checkout == hinny.__version__
-    assert copied == "0123456789ab"
+    assert copied == told == "0123456789ab"
     assert len(clean) == 12
     assert clean != copied
     assert dirty == clean + "+changes"

@@ -5,7 +5,8 @@
     reference   the definitions: recurrences and explicit sums, slow, for checking
     auto        the fastest that can run the tensors at hand: triton, else torch
 
-Ops without kernels of ours (attention, rope, layer_norm_1p) run PyTorch's own on every backend.
+Ops without kernels of ours (attention, rope, layer_norm_1p) run PyTorch's own on every backend, and the selective scan
+runs on kernels only where they are asked for by name.
 """
 
 from __future__ import annotations

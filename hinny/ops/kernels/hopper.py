@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import torch
+import triton
 from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from hinny.ops.backend import interpreting
+from hinny.ops.kernels.hopper_boundaries import hopper_boundaries
+from hinny.ops.kernels.hopper_forward import hopper_forward
+from hinny.ops.kernels.hopper_keys import hopper_keys
+from hinny.ops.kernels.hopper_within import hopper_within
 from hinny.ops.kernels.launches import architecture
 from hinny.ops.kernels.ssd_call import Call
 
@@ -13,10 +23,25 @@ COLUMNS = 64
 """Columns of a head that one program takes."""
 
 
+WRITTEN_FOR = "3.6."
+"""Triton's version: Gluon is experimental, and 3.9 no longer compiles these kernels."""
+
+
 def takes(x: Tensor, B: Tensor, documents: Tensor | None) -> bool:
     """Whether the Hopper kernels compute this; `ssd_forward.py` and `ssd_backward.py` compute all of it."""
     return (documents is None and x.dtype is torch.bfloat16 and x.shape[3] % COLUMNS == 0 and B.shape[3] in (64, 128)
-            and x.is_cuda and not interpreting() and architecture(x.device) == "sm90")
+            and x.is_cuda and not interpreting() and _runs_on(x.device))
+
+
+@cache
+def _runs_on(device: torch.device) -> bool:
+    if architecture(device) != "sm90":
+        return False
+    if triton.__version__.startswith(WRITTEN_FOR):
+        return True
+    logging.getLogger(__name__).info("the fastest SSD kernels are for Triton %sx, and this is %s: SSD runs on those "
+                                     "for any GPU", WRITTEN_FOR, triton.__version__)
+    return False
 
 
 def forward(
@@ -25,8 +50,6 @@ def forward(
     use: dict[str, int],
 ) -> None:
     """Fills y (b t h p) and final (b h p n); tensors contiguous, decays as `Call.prepare` makes them."""
-    from hinny.ops.kernels.hopper_forward import hopper_forward
-
     blocks = call.p // COLUMNS
     hopper_forward[(call.h * blocks, parts, call.b)](
         rows(x, call.Q, COLUMNS), rows(B, call.Q, call.n), rows(C, call.Q, call.n), rows(y, call.Q, COLUMNS),
@@ -39,8 +62,6 @@ def boundaries(
     dfinal: Tensor | None, dinitial: Tensor, states: Tensor,
 ) -> None:
     """Fills states (direction b c h p n): those entering the chunks and gradients of those leaving, and dinitial."""
-    from hinny.ops.kernels.hopper_boundaries import hopper_boundaries
-
     use, parts, part_chunks = call.walk("hopper_boundaries", 2 * call.b * call.h * (call.p // COLUMNS))
     local, local_sums = None, None
     if parts > 1:
@@ -56,8 +77,6 @@ def walk_parts(
     call: Call, x: Tensor, B: Tensor, dy: Tensor | None, C: Tensor | None, decays: Tensor, parts: int, part_chunks: int
 ) -> tuple[Tensor, Tensor]:
     """As `ssd.walk_parts`: what each part that others follow adds by itself, and its sum of log2 decays."""
-    from hinny.ops.kernels.hopper_boundaries import hopper_boundaries
-
     directions = 1 if dy is None else 2
     use, _, _ = call.walk("hopper_boundaries", 1)
     local = x.new_empty(directions, call.b, call.h, parts, call.p, call.n, dtype=torch.float32)
@@ -76,9 +95,6 @@ def within(
     dedges: Tensor, vectors: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dB, dC and passing (2 b c h), to be added; fills vectors as `ssd_finish` takes them. Heads of 64 columns."""
-    from hinny.ops.kernels.hopper_keys import hopper_keys
-    from hinny.ops.kernels.hopper_within import hopper_within
-
     use = call.launch("hopper_within")
     split = call.split(use.pop("PROGRAMS"))
     size, half, n = decays[0].numel(), call.Q // 2, call.n
@@ -105,39 +121,33 @@ def within(
     return dx, dB, dC, passing
 
 
-def squares(v: Tensor, half: int):
-    """Square tiles of `half`, of the squares in v (... q q)."""
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    q = v.shape[-1]
-    layout = gl.NVMMASharedLayout.get_default_for([1, half, half], gl.bfloat16)
-    return TensorDescriptor(v.view(-1, q, q), [v.numel() // (q * q), q, q], [q * q, q, 1], [1, half, half], layout)
-
-
-def rows(v: Tensor, tokens: int, columns: int):
+def rows(v: Tensor, tokens: int, columns: int) -> TensorDescriptor:
     """Tiles of `tokens` by `columns` of v (b t heads*k), from v (b t heads k); zero outside."""
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
     b, t, heads, k = v.shape
-    shape = [1, tokens, columns]
-    layout = gl.NVMMASharedLayout.get_default_for(shape, gl.bfloat16)
-    return TensorDescriptor(v, [b, t, heads * k], [t * heads * k, heads * k, 1], shape, layout)
+    return _tiles(v, (b, t, heads * k), (1, tokens, columns))
 
 
-def numbers(v: Tensor, count: int):
+def blocks(v: Tensor, p: int, n: int) -> TensorDescriptor:
+    """Tiles of p rows of one state, from v (... p n)."""
+    return _tiles(v, (v.numel() // (p * n), p, n), (1, p, n))
+
+
+def squares(v: Tensor, half: int) -> TensorDescriptor:
+    """Square tiles of `half`, of the squares in v (... q q)."""
+    q = v.shape[-1]
+    return _tiles(v, (v.numel() // (q * q), q, q), (1, half, half))
+
+
+def numbers(v: Tensor, count: int) -> TensorDescriptor:
     """`count` numbers in a row of v, wherever they begin."""
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
     return TensorDescriptor(v.view(-1), [v.numel()], [1], [count], gl.NVMMASharedLayout(0, 32, 1))
 
 
-def blocks(v: Tensor, p: int, n: int):
-    """Tiles of p rows of one state, from v (... p n)."""
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+def _tiles(v: Tensor, shape: tuple[int, int, int], tile: tuple[int, int, int]) -> TensorDescriptor:
+    return TensorDescriptor(v, list(shape), [shape[1] * shape[2], shape[2], 1], list(tile), _layout(tile))
 
-    layout = gl.NVMMASharedLayout.get_default_for([1, p, n], gl.bfloat16)
-    return TensorDescriptor(v.view(-1, p, n), [v.numel() // (p * n), p, n], [p * n, n, 1], [1, p, n], layout)
+
+@cache
+def _layout(tile: tuple[int, ...]) -> gl.NVMMASharedLayout:
+    """How a tile lies in shared memory; made once, since it takes 12 us."""
+    return gl.NVMMASharedLayout.get_default_for(tile, gl.bfloat16)
