@@ -27,9 +27,9 @@ WRITTEN_FOR = "3.6."
 """Triton's version: Gluon is experimental, and 3.9 no longer compiles these kernels."""
 
 
-def takes(x: Tensor, B: Tensor, documents: Tensor | None) -> bool:
+def takes(x: Tensor, B: Tensor) -> bool:
     """Whether the Hopper kernels compute this; `ssd_forward.py` and `ssd_backward.py` compute all of it."""
-    return (documents is None and x.dtype is torch.bfloat16 and x.shape[3] % COLUMNS == 0 and B.shape[3] in (64, 128)
+    return (x.dtype is torch.bfloat16 and x.shape[3] % COLUMNS == 0 and B.shape[3] in (64, 128)
             and x.is_cuda and not interpreting() and _runs_on(x.device))
 
 

@@ -7,7 +7,7 @@ Products are asynchronous and in this order, with the decays computed beside the
 
 Rows of the accumulators are tokens, so the masked scores go from there straight into the A operand of M x: nothing on
 the way from scores to y passes through shared memory before y itself. The state does, in bf16, while M x runs.
-bfloat16; head_dim a multiple of 64, state 64 or 128, no documents, no gate: `ssd.py` takes `ssd_forward` for others.
+bfloat16; head_dim a multiple of 64, state 64 or 128, no gate: `ssd.py` takes `ssd_forward` for others.
 """
 
 from __future__ import annotations

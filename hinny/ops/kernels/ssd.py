@@ -50,6 +50,22 @@ def _rows(dt: Tensor) -> Tensor:
     return dt if dt.stride(2) == 1 and dt.stride(0) == dt.shape[1] * dt.stride(1) else dt.contiguous()
 
 
+def _decays(
+    call: Call, x: Tensor, B: Tensor, dt: Tensor, dt_bias: Tensor | None, A: Tensor, softplus: bool,
+    documents: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Steps and sums of decays, and the documents (b c*q) that the kernels still have to keep apart."""
+    documents = call.padded(documents)
+    if _by_gaps(x, B):
+        return call.prepare(dt, dt_bias, A, softplus, documents), None
+    return call.prepare(dt, dt_bias, A, softplus, None), documents
+
+
+def _by_gaps(x: Tensor, B: Tensor) -> bool:
+    """Whether gaps in the decays keep documents apart, as the Hopper kernels need; they cost float32 a few digits."""
+    return hopper.takes(x, B)
+
+
 def _forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None,
     initial: Tensor | None, documents: Tensor | None, softplus: bool,
@@ -57,11 +73,10 @@ def _forward(
     """y (b t h p), final state (b h p n), and y before the gate (empty without z)."""
     x, B, C, dt = x.contiguous(), B.contiguous(), C.contiguous(), _rows(dt)
     z, initial = (None if v is None else v.contiguous() for v in (z, initial))
-    on_hopper = hopper.takes(x, B, documents) and z is None
+    on_hopper = hopper.takes(x, B) and z is None
     call = Call("hopper_forward" if on_hopper else "ssd_forward", x, B)
-    decays = call.prepare(dt, dt_bias, A, softplus)
+    decays, documents = _decays(call, x, B, dt, dt_bias, A, softplus, documents)
     steps, sums = decays[0], decays[1]
-    documents = call.padded(documents)
     use, parts, part_chunks = call.walk("hopper_forward" if on_hopper else "ssd_forward", call.b * call.h)
     local, local_sums = None, None
     if parts > 1 and on_hopper:
@@ -114,18 +129,17 @@ def _backward(
     x, B, C, dt, dy = x.contiguous(), B.contiguous(), C.contiguous(), _rows(dt), dy.contiguous()
     dfinal, initial = (None if v is None else v.contiguous() for v in (dfinal, initial))
     call = Call("ssd_gram", x, B)
-    documents = call.padded(documents)
-    decays = call.prepare(dt, dt_bias, A, softplus)
+    decays, documents = _decays(call, x, B, dt, dt_bias, A, softplus, documents)
     steps, sums = decays[0], decays[1]
     states = x.new_empty(2, call.b, call.chunks, call.h, call.p, call.n)
     edges, dedges = states[0], states[1]
     dinitial = x.new_empty(call.b, call.h, call.p, call.n, dtype=torch.float32)
     vectors = steps.new_empty(6, *steps.shape)
-    if hopper.takes(x, B, documents):
+    if hopper.takes(x, B):
         hopper.boundaries(call, x, B, dy, C, decays, initial, dfinal, dinitial, states)
     else:
         _boundaries(call, x, B, dy, C, steps, sums, documents, initial, dfinal, edges, dedges, dinitial)
-    if hopper.takes(x, B, documents) and call.p == hopper.COLUMNS:
+    if hopper.takes(x, B) and call.p == hopper.COLUMNS:
         dx, dB, dC, passing = hopper.within(call, x, B, dy, C, D, decays, edges, dedges, vectors)
     else:
         dx, dB, dC, passing = _within(call, x, B, dy, C, D, steps, sums, documents, edges, dedges, vectors)

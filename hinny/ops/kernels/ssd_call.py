@@ -39,12 +39,15 @@ class Call:
         part_chunks = triton.cdiv(self.chunks, parts)
         return use, triton.cdiv(self.chunks, part_chunks), part_chunks
 
-    def prepare(self, dt: Tensor, dt_bias: Tensor | None, A: Tensor, softplus: bool) -> Tensor:
-        """Steps, and sums of log2 decays within chunks: (2 b h c*q) float32."""
+    def prepare(
+        self, dt: Tensor, dt_bias: Tensor | None, A: Tensor, softplus: bool, documents: Tensor | None
+    ) -> Tensor:
+        """Steps, and sums of log2 decays within chunks, with gaps between documents: (2 b h c*q) float32."""
         decays = torch.empty(2, self.b, self.h, self.chunks * self.Q, dtype=torch.float32, device=self.device)
         grid = (self.b * self.chunks, triton.cdiv(self.h, HEADS_A_PROGRAM))
-        ssd_forward.ssd_prepare[grid](dt, dt_bias, A, decays[0], decays[1], self.t, self.chunks, dt.stride(1), H=self.h,
-                                      Q=self.Q, BH=HEADS_A_PROGRAM, SOFTPLUS=softplus, num_warps=4)
+        ssd_forward.ssd_prepare[grid](dt, dt_bias, A, documents, decays[0], decays[1], self.t, self.chunks,
+                                      dt.stride(1), H=self.h, Q=self.Q, BH=HEADS_A_PROGRAM, SOFTPLUS=softplus,
+                                      num_warps=4)
         return decays
 
     def split(self, want: int) -> int:

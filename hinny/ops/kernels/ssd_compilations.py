@@ -37,8 +37,8 @@ WHOLE = ("size", "chunks", "parts", "part_chunks", "H", "per_group", "batch", "h
 """Arguments of the Gluon kernels that are whole numbers."""
 
 SPILLS = {
-    "ssd_forward": "the state, its rounded copy and a chunk's scores fill the registers; bfloat16 without documents or "
-                   "a gate runs on hopper_forward, which spills nothing",
+    "ssd_forward": "the state, its rounded copy and a chunk's scores fill the registers; bfloat16 without a "
+                   "gate runs on hopper_forward, which spills nothing",
     "ssd_inputs": "chunks of 128 with spills took 0.73 ms at the 8B shape, chunks of 64 without 0.55, but then the "
                   "states at chunk edges, twice as many, cost 0.2 ms more",
     "ssd_queries": "products of float32 keep each operand in three pieces; float32 is for checks",

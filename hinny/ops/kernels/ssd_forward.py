@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+GAP = tl.constexpr(-256.0)  # as a power of two: nothing, in float32, so what came before is forgotten
 LENGTHS = ["t", "chunks", "parts", "part_chunks"]  # one compilation for all lengths
 
 
@@ -27,10 +28,13 @@ def softplus(x):
 
 @triton.jit(do_not_specialize=LENGTHS)
 def ssd_prepare(
-    dt, dt_bias, A, steps, sums, t, chunks, row_stride,
+    dt, dt_bias, A, documents, steps, sums, t, chunks, row_stride,
     H: tl.constexpr, Q: tl.constexpr, BH: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):
-    """dt (b t h) → steps, sums (b h c*q) float32; sums are inclusive, of dt A log2(e) since the chunk's start."""
+    """dt (b t h) → steps, sums (b h c*q) float32; sums are inclusive, of dt A log2(e) since the chunk's start.
+
+    With documents (b c*q) sums drop by GAP where one begins: then kernels that know of no documents keep them apart.
+    """
     c = tl.program_id(0) % chunks
     b = (tl.program_id(0) // chunks).to(tl.int64)
     heads = tl.program_id(1) * BH + tl.arange(0, BH)
@@ -46,7 +50,12 @@ def ssd_prepare(
     rate = tl.load(A + heads, mask=real, other=0).to(tl.float32) * LOG2_E
     out = (b * H + heads[None, :]) * (chunks * Q) + tokens[:, None]
     tl.store(steps + out, step, mask=real[None, :])
-    tl.store(sums + out, tl.cumsum(step * rate[None, :], 0), mask=real[None, :])
+    log_decay = step * rate[None, :]
+    if documents is not None:
+        at = documents + b * (chunks * Q) + tokens
+        begins = tl.load(at) != tl.load(at - 1, mask=tokens > 0, other=0)
+        log_decay += tl.where(begins, GAP, 0.0)[:, None]
+    tl.store(sums + out, tl.cumsum(log_decay, 0), mask=real[None, :])
 
 
 @triton.jit

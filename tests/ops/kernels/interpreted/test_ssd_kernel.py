@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hinny.ops import ssd, ssd_recurrence
 from hinny.ops.backend import use_backend
+from hinny.ops.kernels import ssd as ssd_kernels
 from hinny.ops.kernels import ssd_call
 
 EVERYTHING = ("D", "z", "dt_bias", "initial_state")
@@ -69,6 +70,26 @@ def test_documents_that_begin_anywhere() -> None:
     lengths = torch.tensor([1, 13, 18, 40, 3, 5])  # also at a chunk's edge, and one longer than a chunk
     segments = torch.repeat_interleave(torch.tensor([5, 2, 5, 2, 5, 2]), lengths).expand(2, -1).contiguous()
     assert_right(given(2, 80, 2, 16, 1, 16, *EVERYTHING), segments=segments)
+
+
+def test_gaps_in_the_decays_keep_documents_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form that the Hopper kernels rely on, with kernels that run here."""
+    monkeypatch.setattr(ssd_kernels, "_by_gaps", lambda x, B: True)
+    lengths = torch.tensor([1, 13, 18, 40, 3, 5])
+    segments = torch.repeat_interleave(torch.tensor([5, 2, 5, 2, 5, 2]), lengths).expand(2, -1).contiguous()
+    # sums of decays reach 256 a document, so their differences are known to 1e-4 in a chunk of several
+    assert_right(given(2, 80, 2, 16, 1, 16, *EVERYTHING), 1e-4, segments=segments)
+
+
+def test_a_document_behind_a_gap_feels_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssd_kernels, "_by_gaps", lambda x, B: True)
+    segments = (torch.arange(70) // 35).expand(1, -1).contiguous()
+    values = {name: v.float() for name, v in given(1, 70, 2, 16, 1, 16, "initial_state").items()}
+    louder = values | {"x": torch.cat([values["x"][:, :35] * 1e6, values["x"][:, 35:]], 1)}
+    with use_backend("triton"):
+        quiet, loud = (ssd(**v, dt_softplus=True, segments=segments) for v in (values, louder))
+    assert torch.equal(quiet[0][:, 35:], loud[0][:, 35:])
+    assert torch.equal(quiet[1], loud[1])
 
 
 @pytest.mark.parametrize("packed", [False, True])
