@@ -1,7 +1,8 @@
 """How kernels are best launched on the GPU at hand: their candidates, measured in the cases of `hinny bench kernels`.
 
 A shipped table's rules stay as they are; each rule that a case meets gets the launch that was fastest over its cases.
-One kernel's launch is changed at a time, the others' being what they were. What no case meets is left alone.
+One kernel's launch is changed at a time, the others' being what they were. What no case meets is left alone. A case
+that this GPU cannot hold, or a kernel that cannot be compiled for it, is left out and said in the log.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from hinny.bench.gpu_clock import Call, time_in_turn
 from hinny.bench.kernel_cases import Case, all_cases
 from hinny.bench.kernel_check import check, work_of
-from hinny.bench.kernels import draw_sets
+from hinny.bench.kernels import draw_sets, faults
 from hinny.errors import BackendError, ConfigError
 from hinny.ops import use_backend
 from hinny.ops.kernels import launches
@@ -115,15 +116,12 @@ def measure(
     seconds: dict[Place, list[dict[str, float]]] = defaultdict(list)
     met: dict[Place, list[Case]] = defaultdict(list)
     for case in cases:
-        calls = meter.works(case)
-        for place in sorted(place for place in _launched(calls) if place[0] in candidates):
-            kernel, number = place
-            present = table[kernel][number]["use"]
-            found = {_key(present): _seconds(calls, kernel, present, meter)}
-            found |= {_key(use): _tried(calls, kernel, use, meter) for use in candidates[kernel] if use != present}
-            seconds[place].append(found)
-            met[place].append(case)
-            logger.info("%s: %d launches of %s, rule %d", case.name, len(found), kernel, number)
+        try:
+            for place, found in _measured(case, candidates, table, meter):
+                seconds[place].append(found)
+                met[place].append(case)
+        except faults() as fault:
+            logger.warning("%s: left out from here on: %s %s", case.name, type(fault).__name__, _first_line(fault))
     tuned, rows = copy.deepcopy(table), []
     for (kernel, number), runs in seconds.items():
         rule = tuned[kernel][number]
@@ -134,6 +132,19 @@ def measure(
         rows.append(row("tune", kernel, value, "ms", shape=f"rule={number} cases={len(runs)} use={best}",
                         peer=f"launched with {before}", peer_value=peer_value, ratio=peer_value / value, device=device))
     return tuned, rows
+
+
+def _measured(
+    case: Case, candidates: Mapping[str, Sequence[Use]], table: Rules, meter: Meter,
+) -> Iterator[tuple[Place, dict[str, float]]]:
+    """Each place that the case launches, with the seconds of the present launch, which comes first, and the others."""
+    calls = meter.works(case)
+    for kernel, number in sorted(place for place in _launched(calls) if place[0] in candidates):
+        present = table[kernel][number]["use"]
+        found = {_key(present): _seconds(calls, kernel, present, meter)}
+        found |= {_key(use): _tried(calls, kernel, use, meter) for use in candidates[kernel] if use != present}
+        logger.info("%s: %d launches of %s, rule %d", case.name, len(found), kernel, number)
+        yield (kernel, number), found
 
 
 def _launched(calls: Sequence[Call]) -> set[Place]:
@@ -152,12 +163,10 @@ def _seconds(calls: list[Call], kernel: str, use: Use, meter: Meter) -> float:
 
 def _tried(calls: list[Call], kernel: str, use: Use, meter: Meter) -> float:
     """The same; infinite where the GPU or the compiler cannot launch it so."""
-    from triton.runtime.errors import TritonError
-
     try:
         return _seconds(calls, kernel, use, meter)
-    except (RuntimeError, TritonError) as fault:
-        logger.info("  %s cannot be launched with %s: %s", kernel, _key(use), str(fault).partition("\n")[0])
+    except faults() as fault:
+        logger.info("  %s cannot be launched with %s: %s", kernel, _key(use), _first_line(fault))
         return math.inf
 
 
@@ -167,10 +176,23 @@ def _best(kernel: str, present: str, runs: Sequence[dict[str, float]], cases: Se
     for key in sorted(means, key=means.__getitem__):
         if not means[key] < means[present] * (1 - GAIN):
             return present
-        with launches.trial({kernel: json.loads(key)}):
-            if all(meter.right(case) for case in cases):
-                return key
+        if _usable(kernel, key, cases, meter):
+            return key
     return present
+
+
+def _usable(kernel: str, key: str, cases: Sequence[Case], meter: Meter) -> bool:
+    """Whether the launch is right in all cases; not so if one of them cannot be checked."""
+    try:
+        with launches.trial({kernel: json.loads(key)}):
+            return all(meter.right(case) for case in cases)
+    except faults() as fault:
+        logger.warning("  %s with %s cannot be checked: %s", kernel, key, _first_line(fault))
+        return False
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).partition("\n")[0]
 
 
 def _mean(seconds: Iterable[float]) -> float:

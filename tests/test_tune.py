@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 import hinny
 from hinny.bench.kernel_cases import Case
@@ -102,9 +104,41 @@ def test_a_gain_within_the_noise_changes_nothing() -> None:
     assert found["ratio"] == 1.0
 
 
-def test_a_present_launch_that_fails_is_no_matter_of_tuning() -> None:
-    with pytest.raises(RuntimeError, match="shared memory"):
-        measure([_case("long", "scan", n=8)], CANDIDATES, TABLE, Machine({}, fails=(16,)).meter(), "a GPU")
+def test_a_case_whose_present_launch_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine({32: 3.0, 64: 2.0, 128: 5.0}, fails=(16,))
+    cases = [_case("short", "scan", n=8), _case("long", "scan", n=64)]
+    tuned, (found,) = measure(cases, CANDIDATES, TABLE, machine.meter(), "a GPU")
+    assert tuned["scan"] == [TABLE["scan"][0], {"when": {}, "use": _use(64)}]
+    assert found["shape"].startswith("rule=1 cases=1 ")
+    assert "short n=8: left out from here on: RuntimeError out of resource: shared memory\n" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["memory", "triton"])
+def test_a_case_that_cannot_be_set_up_is_left_out(kind: str) -> None:
+    meter = Machine({16: 4.0, 32: 3.0, 64: 2.0, 128: 5.0}).meter()
+
+    def works(case: Case) -> list[Callable[[], object]]:
+        if case.what == "large":
+            raise torch.OutOfMemoryError("no") if kind == "memory" else OutOfResources(1, 0, "shared memory")
+        return meter.works(case)
+
+    cases = [_case("large", "scan", n=8), _case("short", "scan", n=8)]
+    tuned, rows = measure(cases, CANDIDATES, TABLE, dataclasses.replace(meter, works=works), "a GPU")
+    assert tuned["scan"][0]["use"] == _use(64)
+    assert [r["shape"].split(" use=")[0] for r in rows] == ["rule=0 cases=1"]
+
+
+def test_a_launch_that_cannot_be_checked_is_passed_over() -> None:
+    machine = Machine({16: 4.0, 32: 3.0, 64: 2.0, 128: 5.0})
+
+    def right(case: Case) -> bool:
+        if 64 in machine.launched(case):
+            raise RuntimeError("out of memory")
+        return True
+
+    meter = dataclasses.replace(machine.meter(), right=right)
+    tuned, _ = measure([_case("long", "scan", n=8)], CANDIDATES, TABLE, meter, "a GPU")
+    assert tuned["scan"][0]["use"] == _use(32)
 
 
 def test_only_the_kernels_asked_for_are_measured() -> None:

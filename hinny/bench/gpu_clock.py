@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,9 @@ SIDE_S = 0.3
 """Seconds spent on the samples of one side, within the limits of `SAMPLES`."""
 
 SAMPLES = (11, 101)
+
+BUFFERS = 9
+"""Buffers that the memory's roof is measured in, gone through in turn."""
 
 
 @dataclass(frozen=True)
@@ -99,22 +103,46 @@ def _sample(work: Call, repeats: int) -> float:
 
 @dataclass(frozen=True)
 class Roofs:
-    """What the GPU at hand reaches: bytes/s of a copy, read and written bytes counted; FLOP/s of a bf16 product."""
+    """What the GPU at hand reaches: bytes/s of memory, read and written bytes counted; FLOP/s of a bf16 product.
 
-    copy: Timing
+    `way` names the PyTorch call that memory was fastest in, `memory` is the timing of one such call.
+    """
+
+    memory: Timing
     matmul: Timing
     bytes_per_s: float
     flops_per_s: float
+    way: str
 
 
-def measure_roofs(device: torch.device, *, copied: int = 2 ** 31, width: int = 8192) -> Roofs:
-    """Measures both roofs: a copy of `copied` bytes, a product of two (width width) matrices."""
-    source = torch.randn(copied // 4, device=device)
-    target = torch.empty_like(source)
+def measure_roofs(device: torch.device, *, buffer: int = 2 ** 28, width: int = 8192) -> Roofs:
+    """Measures both roofs: plain ways to move buffers of `buffer` bytes, a product of two (width width) matrices."""
+    ways = _memory_ways(list(torch.randn(BUFFERS, buffer // 4, device=device)))
     a, b = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(2))
     c = torch.empty_like(a)
-    sides: list[list[Call]] = [[lambda: target.copy_(source)], [lambda: torch.mm(a, b, out=c)]]
-    for (call,) in sides:
-        call()
-    copy, matmul = time_in_turn(sides)
-    return Roofs(copy, matmul, 2 * copied / copy.median, 2 * width ** 3 / matmul.median)
+    sides: list[list[Call]] = [[lambda: torch.mm(a, b, out=c)], *(calls for _, calls in ways.values())]
+    for side in sides:
+        for call in side:
+            call()
+    matmul, *timings = time_in_turn(sides)
+    rates = {way: (passes * buffer / timing.median, timing)
+             for (way, (passes, _)), timing in zip(ways.items(), timings, strict=True)}
+    way = max(rates, key=lambda name: rates[name][0])
+    rate, memory = rates[way]
+    return Roofs(memory, matmul, rate, 2 * width ** 3 / matmul.median, way)
+
+
+def _memory_ways(buffers: Sequence[torch.Tensor]) -> dict[str, tuple[int, list[Call]]]:
+    """Way → how many buffers one call reads and writes, and its calls; a call never takes a buffer of the one before.
+
+    A copy alone is no roof: kernels that read more than they write, or write where they read, move more a second.
+    """
+    inputs, outputs = buffers[:6], buffers[6:]
+    pairs = [(source, outputs[i % 3]) for i, source in enumerate(inputs)]
+    triples = list(zip(inputs[:3], inputs[3:], outputs, strict=True))
+    # inputs only ever change their sign, so that no value grows
+    return {"copy": (2, [partial(target.copy_, source) for source, target in pairs]),
+            "neg": (2, [partial(torch.neg, source, out=target) for source, target in pairs]),
+            "neg_in_place": (2, [buffer.neg_ for buffer in buffers]),
+            "add": (3, [partial(torch.add, a, b, out=c) for a, b, c in triples]),
+            "sum": (1, [partial(torch.sum, buffer) for buffer in buffers])}

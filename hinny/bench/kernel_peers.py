@@ -1,6 +1,8 @@
-"""mamba_ssm's Triton kernels as a peer: from its installed package or from its source folder on PYTHONPATH, unbuilt.
+"""mamba_ssm's Triton kernels as a peer: from its installed package or from its source folder on PYTHONPATH.
 
-    pip download --no-deps --no-binary :all: mamba-ssm==2.3.2.post1       then unpack it; nothing is built
+    MAMBA_SKIP_CUDA_BUILD=TRUE pip download --no-deps --no-build-isolation --no-binary mamba-ssm mamba-ssm==2.3.2.post1
+
+fetches the source; unpack it, and have einops and packaging installed beside Triton.
 
 Its package imports CUDA extensions when it is imported, which its Triton modules do not need; so those are reached by
 a bare package with the same path. causal_conv1d, its convolution, is such an extension: there is no peer for that.
@@ -23,6 +25,10 @@ from torch import Tensor
 from hinny.errors import BackendError
 
 PEERS = ("mamba_ssm",)
+
+DOWNLOAD = ("MAMBA_SKIP_CUDA_BUILD=TRUE pip download --no-deps --no-build-isolation --no-binary mamba-ssm "
+            "mamba-ssm==2.3.2.post1")
+"""The command that fetches the peer's source."""
 
 
 class MambaSSM:
@@ -71,8 +77,8 @@ def _bare_package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise BackendError(f"--against {name}: it is not installed and not on PYTHONPATH. Its source alone is enough: "
-                           f"pip download --no-deps --no-binary :all: mamba-ssm==2.3.2.post1, unpack it, and put its "
-                           "folder on PYTHONPATH (it needs einops and packaging beside Triton).")
+                           f"{DOWNLOAD}, unpack it, and put its folder on PYTHONPATH (it needs einops and packaging "
+                           "beside Triton).")
     bare = ModuleType(name)
     bare.__path__ = list(spec.submodule_search_locations)
     sys.modules[name] = bare

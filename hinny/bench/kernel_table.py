@@ -21,7 +21,8 @@ def read_rows(file: Path) -> list[Row]:
         return []
     except (OSError, ValueError) as fault:
         raise ConfigError(f"{file} cannot be read as result rows: {fault}.") from None
-    if not isinstance(found, list) or not all(isinstance(r, dict) and {"what", "shape"} <= set(r) for r in found):
+    if not isinstance(found, list) or not all(
+            isinstance(r, dict) and all(isinstance(r.get(key), str) for key in ("what", "shape")) for r in found):
         raise ConfigError(f"{file} holds no result rows; name another file.")
     return found
 
@@ -33,12 +34,12 @@ def merge_rows(file: Path, rows: Sequence[Row]) -> None:
 
 
 def _key(row: Row) -> tuple[str, str]:
-    # with or without a graph, it is the same figure
+    # with or without a graph, and whichever way memory was fastest, it is the same figure
     return row["what"], _shape(row)
 
 
 def _shape(row: Row) -> str:
-    return " ".join(part for part in row["shape"].split() if not part.startswith("clock="))
+    return " ".join(part for part in row["shape"].split() if not part.startswith(("clock=", "way=")))
 
 
 def render_table(rows: Sequence[Row]) -> str:
@@ -48,8 +49,8 @@ def render_table(rows: Sequence[Row]) -> str:
     timed = [r for r in rows if r not in roofs and not r["what"].endswith(".error")]
     lines = ["# Kernels, timed", "",
              "Written by `hinny bench kernels`. Median, lowest and highest sample; of ms less is better, of TB/s more.",
-             "The bound is the larger of bytes over the speed of a copy and operations over the speed of a matrix",
-             "product, both of the same run. The error is the largest ||a - b|| / ||b|| of any result, b being",
+             "The bound is the larger of bytes over the speed of memory and operations over the speed of a matrix",
+             "product, both the roofs of one run. The error is the largest ||a - b|| / ||b|| of any result, b being",
              "PyTorch's in float32.", ""]
     for made in dict.fromkeys((r["machine"], r["commit"], r["command"]) for r in rows):
         lines.append("- {}, commit {}: `{}`".format(*made))

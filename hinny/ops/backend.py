@@ -6,7 +6,8 @@
     auto        the fastest that can run the tensors at hand: triton, else torch
 
 Ops without kernels of ours (attention, rope, layer_norm_1p) run PyTorch's own on every backend, and the selective scan
-runs on kernels only where they are asked for by name.
+runs on kernels only where they are asked for by name. `ssd` of a single token runs torch's step: decoding on kernels is
+`ssd_update`.
 """
 
 from __future__ import annotations
@@ -76,8 +77,22 @@ def _choose(device: torch.device, dtype: torch.dtype) -> str:
     return "torch" if reason else "triton"
 
 
+def decline(op: str, reason: str) -> None:
+    """Says once that `op` runs on torch because of `reason`; raises BackendError if kernels were asked for by name."""
+    if _asked.get() == "triton":
+        raise BackendError(f"ops backend 'triton': {reason}. Use auto or torch for this call.")
+    _say_declined(op, reason)
+
+
+@cache
+def _say_declined(op: str, reason: str) -> None:
+    logging.getLogger(__name__).info("ops backend: %s runs on torch (%s)", op, reason)
+
+
 # what torch.compiler.assume_constant_result sets; calling it would import the compiler, and Triton, with every op
+asked._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+decline._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

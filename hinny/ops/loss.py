@@ -30,10 +30,12 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean or sum of the loss of predicting targets from x @ weight.T: nats, float32 (float64 for float64 inputs).
 
-    x (... d); weight (v d); targets (...) int64 in [0, v); mask (...) bool: rows that count; the others cost nothing.
+    x (... d); weight (v d); targets (...) int64 in [0, v); mask (...) bool: rows that count; the others add nothing
+    (on kernels they still cost their products).
     Where no row counts the loss is 0 and so are its gradients, for either reduction.
     The products run in autocast's dtype where autocast is on; sums and gradients are float32 at least.
-    Raises ValueError for shapes that do not fit or a target outside the vocabulary.
+    Raises ValueError for shapes that do not fit or a target outside the vocabulary; the latter not where a CUDA graph
+    is captured or replayed.
     """
     chosen = backend.chosen(x)
     if chosen == "reference":

@@ -7,12 +7,14 @@ from torch import Tensor
 
 
 def check_slots(op: str, slots: Tensor | None, b: int, pool: Tensor) -> None:
-    """Raises ValueError unless `slots` are b int64, or None and the pool has b rows."""
+    """Raises ValueError unless `slots` are b int64 in a row, or None and the pool has b rows."""
     if slots is None:
         if len(pool) < b:
             raise ValueError(f"{op}: the pool has {len(pool)} rows for a batch of {b}; without slots it must have {b}.")
     elif slots.dtype != torch.int64 or slots.shape != (b,):
         raise ValueError(f"{op}: slots are {slots.dtype} {tuple(slots.shape)}; they must be torch.int64 {(b,)}.")
+    elif not slots.is_contiguous():
+        raise ValueError(f"{op}: slots are a strided view; pass slots.contiguous().")
 
 
 def picked(pool: Tensor, slots: Tensor | None, b: int) -> tuple[Tensor, Tensor]:

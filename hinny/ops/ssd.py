@@ -52,11 +52,14 @@ def ssd(
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, segments, chunk_len)
     t, dtype = x.shape[1], wide(x.dtype)
     if which == "triton" and t > 1:
-        from hinny.ops.kernels.ssd import ssd as on_kernels
+        from hinny.ops.kernels import ssd as kernels
 
-        with without_autocast(x):
-            return on_kernels(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
-                              initial_state=initial_state, segments=segments)
+        if reason := kernels.too_large(x.shape[3], B.shape[3], x.dtype):
+            backend.decline("ssd", reason)
+        else:
+            with without_autocast(x):
+                return kernels.ssd(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
+                                   initial_state=initial_state, segments=segments)
     if t == 1:
         y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D=D, z=None if z is None else z[:, 0],
                             dt_bias=dt_bias, dt_softplus=dt_softplus, initial_state=initial_state)

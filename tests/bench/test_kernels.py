@@ -3,8 +3,10 @@ and its figures are what was measured."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -18,7 +20,7 @@ from hinny import ops
 from hinny.bench import bench, gpu_clock, kernel_check, kernel_peers, kernels
 from hinny.bench.gpu_clock import Roofs, Timing
 from hinny.bench.kernel_cases import Case, all_cases, conv, decode, loss, norm, scan, ssd
-from hinny.bench.kernel_cases.case import Draw
+from hinny.bench.kernel_cases.case import Draw, Outputs
 from hinny.bench.kernel_check import check, results_of
 from hinny.bench.kernel_table import read_rows, render_table
 from hinny.errors import BackendError, ConfigError
@@ -35,7 +37,7 @@ SMALL = [
     *(loss.loss_case(rows=5, d=6, v=11, training=training) for training in (False, True)),
     decode.update_case(STEP, "fp32"), decode.update_case(STEP, "bf16"),
     decode.update_case(STEP, "fp16", stochastic=True), decode.replay_case(STEP, "fp32"), decode.mixer_case(STEP)]
-ROOFS = Roofs(Timing(2e-3, 1e-3, 4e-3, "graph"), Timing(2e-3, 1e-3, 4e-3, "graph"), 3e12, 700e12)
+ROOFS = Roofs(Timing(2e-3, 1e-3, 4e-3, "graph"), Timing(2e-3, 1e-3, 4e-3, "graph"), 3e12, 700e12, "add")
 
 
 @pytest.fixture
@@ -97,6 +99,17 @@ def test_updates_leave_the_inputs_of_a_check_as_they_are_and_are_compared() -> N
     found = results_of(case, case.ours, inputs)
     assert torch.equal(inputs["state"], before)
     assert not torch.equal(found["the new state"], before)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_an_update_that_leaves_the_state_as_it_was_is_refused(stochastic: bool, plain_kernels: None) -> None:
+    case = decode.update_case(STEP, "fp16", stochastic=stochastic)
+
+    def forgetful(state: torch.Tensor, **rest: torch.Tensor) -> Outputs:
+        return case.ours(state if state.dtype == torch.float32 else state.clone(), **rest)
+
+    with pytest.raises(BackendError, match="the new state differs from the plain form"):
+        check(dataclasses.replace(case, ours=forgetful), None, CPU)
 
 
 def test_every_case_has_a_name_of_its_own_a_bound_and_known_inputs() -> None:
@@ -170,11 +183,12 @@ def test_rows_say_speed_bound_peer_and_error_and_a_red_kernel_is_left_out(tmp_pa
     assert len(red) == 2
     assert "wrong kind=value: output 0 differs" in red[0]
     assert red[1] == "wrong kind=crash: RuntimeError out of registers"
-    assert [r["what"] for r in rows] == ["roof.copy", "roof.matmul", "ssd.backward", "ssd.backward.error",
+    assert [r["what"] for r in rows] == ["roof.memory", "roof.matmul", "ssd.backward", "ssd.backward.error",
                                          "gated_norm.forward", "gated_norm.forward.error", "conv.backward",
                                          "conv.backward.error"]
     by = {r["what"]: r for r in rows}
-    assert (by["roof.copy"]["value"], by["roof.copy"]["low"], by["roof.copy"]["high"]) == pytest.approx((3, 1.5, 6))
+    assert [by["roof.memory"][key] for key in ("value", "low", "high")] == pytest.approx([3, 1.5, 6])
+    assert "way=add" in by["roof.memory"]["shape"]
     timed = by["ssd.backward"]
     assert (timed["value"], timed["low"], timed["high"], timed["peer_value"]) == pytest.approx((2, 1, 8, 3))
     assert (timed["unit"], timed["peer"], timed["ratio"]) == ("ms", "twin 1", pytest.approx(1.5))
@@ -202,12 +216,88 @@ def test_saved_rows_take_the_place_of_the_same_and_the_others_stay(tmp_path: Pat
     assert after[4:] == before[4:]
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[1]", '[{"what": 1}]'])
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '[{"what": 1}]', '[{"what": "a", "shape": 1}]'])
 def test_a_file_that_holds_no_rows_is_not_written_over(tmp_path: Path, text: str) -> None:
     file = tmp_path / "other.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"other\.json"):
         read_rows(file)
+
+
+def test_a_save_that_cannot_be_used_is_refused_before_anything_is_timed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read as result rows"):
+        kernels.bench_kernels(save=tmp_path)
+
+
+@pytest.mark.usefixtures("plain_kernels", "fake_clock")
+def test_a_gpu_that_cannot_go_on_costs_no_case_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleared = iter([None, RuntimeError("illegal address")])
+
+    def clear() -> None:
+        if fault := next(cleared):
+            raise fault
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", clear)
+    cases = [norm.plain_case(rows=5, d=d, backward=False) for d in (12, 16)]
+    rows, red = kernels.time_cases(cases, None, ROOFS, CPU)
+    assert [r["what"] for r in rows[2:]] == ["norm.forward", "norm.forward.error"]
+    assert red == [f"{cases[1].name}: RuntimeError illegal address"]
+
+
+@pytest.mark.usefixtures("plain_kernels", "fake_clock")
+@pytest.mark.parametrize("factor", [1.5, math.nan])
+def test_beside_a_peer_that_is_wrong_ours_is_timed_alone(
+    factor: float, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Wrong(Twin):
+        def ssd(self, *given, **named):
+            y, state = super().ssd(*given, **named)
+            return y, state * factor
+
+    rows, red = kernels.time_cases([ssd.prefill_case(SIZES, 4)], Wrong(), ROOFS, CPU, tmp_path / "rows.json")
+    assert not red
+    assert [r["what"] for r in rows[2:]] == ["ssd.prefill", "ssd.prefill.error"]
+    assert all(r["peer"] is r["peer_value"] is r["ratio"] is None for r in rows[2:])
+    assert "twin 1 differs from the plain form" in caplog.text
+
+
+def test_the_roof_of_memory_is_that_of_the_fastest_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffers = [torch.full((4,), float(i)) for i in range(gpu_clock.BUFFERS)]
+    ways = gpu_clock._memory_ways(buffers)
+    for way, result in (("copy", 2.0), ("neg", -2.0), ("add", 2.0 + 5.0)):
+        ways[way][1][2]()
+        assert buffers[8].eq(result).all()
+    ways["neg_in_place"][1][2]()
+    assert buffers[2].eq(-2.0).all()
+    assert ways["sum"][1][2]() == -8.0
+
+    def timed(sides: list[list[Callable]]) -> list[Timing]:
+        assert [len(side) for side in sides] == [1, 6, 6, 9, 3, 9]
+        return [Timing(seconds, seconds, seconds, "graph") for seconds in (1.0, 3.0, 2.0, 4.0, 2.5, 5.0)]
+
+    monkeypatch.setattr(gpu_clock, "time_in_turn", timed)
+    roofs = gpu_clock.measure_roofs(CPU, buffer=1 << 10, width=8)
+    assert (roofs.way, roofs.bytes_per_s, roofs.memory.median) == ("add", pytest.approx(3 * 1024 / 2.5), 2.5)
+    assert roofs.flops_per_s == 2 * 8 ** 3
+
+
+@pytest.mark.usefixtures("plain_kernels", "fake_clock")
+def test_replayed_sets_stand_at_different_tokens_when_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, torch.Tensor]] = []
+    draw_sets = kernels.draw_sets
+    monkeypatch.setattr(kernels, "draw_sets", lambda *given: drawn.extend(draw_sets(*given)) or drawn)
+    _, red = kernels.time_cases([decode.replay_case(STEP, "fp32")], Twin(), ROOFS, CPU)
+    assert not red
+    assert sorted(int(inputs["cursor"][0, 1]) for inputs in drawn) == list(range(1, decode.REPLAYED + 1))
+
+
+@pytest.mark.usefixtures("plain_kernels", "fake_clock")
+def test_rows_with_the_roof_of_a_copy_are_still_shown() -> None:
+    rows, _ = kernels.time_cases([norm.plain_case(rows=5, d=12, backward=False)], None, ROOFS, CPU)
+    rows[0] |= {"what": "roof.copy", "shape": "bytes=2GiB"}
+    text = render_table(rows)
+    assert "\nCopy: 3 TB/s (bytes=2GiB).\n" in text
+    assert not any(line.startswith("| roof") for line in text.splitlines())
 
 
 @pytest.mark.usefixtures("plain_kernels", "fake_clock")

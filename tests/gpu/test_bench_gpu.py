@@ -62,11 +62,11 @@ def test_what_waits_for_the_gpu_is_timed_with_events_on_all_sides() -> None:
 
 def test_a_case_is_checked_and_timed_below_the_roof() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    roofs = measure_roofs(device, copied=2 ** 28, width=2048)
+    roofs = measure_roofs(device, width=2048)
     case = norm.plain_case(rows=4096, d=4096, backward=True)
     rows, red = time_cases([case], None, roofs, device)
     assert not red
     timed = next(r for r in rows if r["what"] == case.what)
     assert "clock=graph" in timed["shape"]
-    # the roof is a copy of half a gigabyte, so a call may pass it by a little and no more
-    assert 0.05 * roofs.bytes_per_s < timed["value"] * 1e12 < 1.2 * roofs.bytes_per_s
+    # the roof is that of the fastest plain way, so a call may pass it by the clock's noise and no more
+    assert 0.05 * roofs.bytes_per_s < timed["value"] * 1e12 < 1.05 * roofs.bytes_per_s

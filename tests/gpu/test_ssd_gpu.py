@@ -127,7 +127,7 @@ def assert_right(given: dict[str, Tensor], **options: Any) -> None:
     errors.add(given, **options)
 
 
-SHAPES = [(4, 64, 2, 128), (2, 128, 1, 64), (3, 8, 3, 20), (2, 64, 2, 256)]
+SHAPES = [(4, 64, 2, 128), (2, 128, 1, 64), (3, 8, 3, 20), (2, 64, 2, 256), (2, 128, 1, 256)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -86,6 +86,11 @@ def test_a_batch_of_padding_alone_changes_nothing() -> None:
     assert torch.equal(state, before)
 
 
+def test_strided_slots_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"slots\.contiguous"):
+        ssd_update(pool(), **given(1), slots=torch.stack([SLOTS, SLOTS], 1)[:, 0])
+
+
 def test_a_layer_of_a_wider_pool_can_be_updated_in_place() -> None:
     states = normal(8, 3, H, P, N, seed=1)
     before, inputs = states.clone(), given(2)

@@ -1,6 +1,7 @@
 """One token of decoding: SSD states updated in place, alone, behind the convolution, and replayed.
 
-Bytes: states read and written once, the token's inputs and output beside them.
+Bytes: states read and written once (replayed: read each time, written once a turn), the token's inputs and output
+beside them.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ def update_case(sizes: Sizes, state: str, *, stochastic: bool = False) -> Case:
     return Case("ssd_update", shape_text(**sizes, state=state, **rounding),
                 lambda draw: _inputs(draw, state=state, seeded=stochastic, **sizes), _update,
                 None if stochastic else _peer_update, moved=2 * held + _token(**sizes), unit="TB/s",
-                updated=() if stochastic else ("state",))
+                updated=("state",))
 
 
 def replay_case(sizes: Sizes, state: str) -> Case:
     """The mean over a whole turn of the buffers: the sets of inputs stand at its different tokens."""
     b, h, p, g, n = (sizes[key] for key in "bhpgn")
     buffered = b * (2 * h * p + 4 * h + 2 * g * n)
-    # the states in each time, in and out once more a turn; half the buffers in, one token into them
-    moved = _states(sizes, state) * (1 + 2 / REPLAYED) + buffered * (REPLAYED / 2 + 1) + _token(**sizes)
+    # the states in each time, out once a turn; half the buffers in, one token into them
+    moved = _states(sizes, state) * (1 + 1 / REPLAYED) + buffered * (REPLAYED / 2 + 1) + _token(**sizes)
     return Case("ssd_update.replayed", shape_text(**sizes, state=state, length=REPLAYED),
                 lambda draw: _replay_inputs(draw, state=state, **sizes), _replayed, _peer_replayed,
                 peer_lacks="buffers, each state written", moved=moved, sets=REPLAYED,
@@ -89,7 +90,7 @@ def _replay_inputs(draw: Draw, *, b: int, h: int, p: int, g: int, n: int, state:
     inputs = _inputs(draw, b=b, h=h, p=p, g=g, n=n, state=state)
     empty = ops.make_replay(inputs["state"], g, torch.bfloat16, REPLAYED)
     # the first set's buffers are full, so that what is checked writes the states
-    token = REPLAYED - draw.number
+    token = REPLAYED - draw.number % REPLAYED
     return {**inputs, "buffered_x": draw.normal(*empty.x.shape), "buffered_B": draw.normal(*empty.B.shape),
             "buffered_dt": draw.uniform(1e-3, 0.1, *empty.dt.shape), "cursor": torch.full_like(empty.cursor, token)}
 

@@ -29,6 +29,7 @@ from triton.language.extra.cuda import gdc_wait
 from hinny.ops.kernels.compile import Compilation
 from hinny.ops.kernels.gates import LOG2_E, sigmoid
 from hinny.ops.kernels.launches import launch, rules
+from hinny.ops.kernels.operators import on_its_device
 from hinny.ops.kernels.rounding import SHARED, noise, round_up_or_down
 from hinny.ops.replay import Replay
 
@@ -357,6 +358,7 @@ def in_place(name: str, run: Callable[..., Tensor], fake: Callable[..., Tensor],
     It is also registered as the operator hinny::NAME, which runs where a graph is traced: the dispatcher and the
     operator's checks would cost as much time as a decoding step's launches.
     """
+    run = on_its_device(run)
     operator = torch.library.custom_op(f"hinny::{name}", run, mutates_args=changes)
     operator.register_fake(fake)
 

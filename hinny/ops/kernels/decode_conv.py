@@ -126,6 +126,8 @@ def launch_mamba2_update(
     seed: Tensor | None, held_x: Tensor | None, held_dt: Tensor | None, held_b: Tensor | None, cursor: Tensor | None,
 ) -> Tensor:
     early = overlaps(state.device)
+    # copies of strided ones are made before the convolution, behind which the update does not wait for them
+    A, D, dt_bias = (None if v is None else v.contiguous() for v in (A, D, dt_bias))
     if held_x is not None and held_dt is not None and held_b is not None and cursor is not None:
         # before the convolution, behind which the state's readers need not wait
         launch_fold(state, A, slots, seed, held_x, held_dt, held_b, cursor, *x.shape[:2])

@@ -27,7 +27,7 @@ def differentiable(
     The dispatcher and the operator's checks cost about 35 us a call more than an autograd.Function: the operator runs
     where a graph is traced or a tensor is a subclass (fake, sharded), the function elsewhere.
     """
-    forward, backward = _on_its_device(forward), _on_its_device(backward)
+    forward, backward = on_its_device(forward), on_its_device(backward)
     operator = torch.library.custom_op(f"hinny::{name}", forward, mutates_args=())
     operator.register_fake(fake)
     backward_operator = torch.library.custom_op(f"hinny::{name}_backward", backward, mutates_args=())
@@ -60,14 +60,14 @@ def differentiable(
     return call
 
 
-def _on_its_device(launcher: Callable) -> Callable:
+def on_its_device(launcher: Callable) -> Callable:
     """The launcher, run where its first tensor is: Triton launches on the current GPU, whatever it is given."""
 
     @wraps(launcher)
-    def run(x: Tensor, *rest: Any) -> Any:
+    def run(x: Tensor, *rest: Any, **options: Any) -> Any:
         if not x.is_cuda or x.device.index == torch.cuda.current_device():
-            return launcher(x, *rest)
+            return launcher(x, *rest, **options)
         with torch.cuda.device(x.device):
-            return launcher(x, *rest)
+            return launcher(x, *rest, **options)
 
     return run

@@ -18,6 +18,17 @@ from hinny.ops.kernels import hopper, ssd_backward, ssd_forward
 from hinny.ops.kernels.operators import differentiable
 from hinny.ops.kernels.ssd_call import HEADS_A_PROGRAM, Call, tile
 
+LARGEST_BATCH = 32767
+"""Sequences of one call: a launch has at most 65535 programs along its third axis, two a sequence in the backward."""
+
+
+def too_large(p: int, n: int, dtype: torch.dtype) -> str:
+    """Why the kernels cannot take heads of p columns with a state of n; empty if they can."""
+    limit = 128 * (128 if dtype is torch.float32 else 256)
+    if p <= 128 and n <= 256 and tile(p) * tile(n) <= limit:
+        return ""
+    return f"head_dim {p} with state {n} needs more shared memory than SSD's kernels have for {dtype}"
+
 
 def ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor | None = None, z: Tensor | None = None,
@@ -25,7 +36,11 @@ def ssd(
     segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`hinny.ops.ssd` on kernels: the same arguments, already checked, and results."""
+    if len(x) > LARGEST_BATCH:
+        return _by_batches(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
+                           initial_state=initial_state, segments=segments)
     dtype = torch.promote_types(torch.promote_types(x.dtype, B.dtype), C.dtype)
+    dtype = torch.float32 if dtype is torch.float64 else dtype
     documents = None if segments is None else count_documents(segments).to(torch.int32)
     values, keys, queries = x.to(dtype), B.to(dtype), C.to(dtype)
     z = None if z is None else z.to(dtype)
@@ -38,6 +53,18 @@ def ssd(
     initial = None if initial_state is None else F.pad(initial_state, (0, more_n, 0, more_p))
     y, final, _ = _operator(values, dt, A, keys, queries, D, z, dt_bias, initial, documents, dt_softplus)
     return y[..., :x.shape[3]].to(x.dtype), final[..., :x.shape[3], :B.shape[3]]
+
+
+def _by_batches(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """`ssd`, a part of the batch at a time."""
+    by_row = ("z", "initial_state", "segments")
+    results = []
+    for i in range(0, len(x), LARGEST_BATCH):
+        part = slice(i, i + LARGEST_BATCH)
+        given = {name: v[part] if name in by_row and v is not None else v for name, v in options.items()}
+        results.append(ssd(x[part], dt[part], A, B[part], C[part], **given))
+    ys, states = zip(*results, strict=True)
+    return torch.cat(ys), torch.cat(states)
 
 
 def _padding(x: Tensor, size: int) -> int:
@@ -72,7 +99,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (b t h p), final state (b h p n), and y before the gate (empty without z)."""
     x, B, C, dt = x.contiguous(), B.contiguous(), C.contiguous(), _rows(dt)
-    z, initial = (None if v is None else v.contiguous() for v in (z, initial))
+    A, D, z, dt_bias, initial = (None if v is None else v.contiguous() for v in (A, D, z, dt_bias, initial))
     on_hopper = hopper.takes(x, B) and z is None
     call = Call("hopper_forward" if on_hopper else "ssd_forward", x, B)
     decays, documents = _decays(call, x, B, dt, dt_bias, A, softplus, documents)
@@ -127,7 +154,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, dt_bias and the initial state; empty where that was not given."""
     x, B, C, dt, dy = x.contiguous(), B.contiguous(), C.contiguous(), _rows(dt), dy.contiguous()
-    dfinal, initial = (None if v is None else v.contiguous() for v in (dfinal, initial))
+    A, D, dt_bias, dfinal, initial = (None if v is None else v.contiguous() for v in (A, D, dt_bias, dfinal, initial))
     call = Call("ssd_gram", x, B)
     decays, documents = _decays(call, x, B, dt, dt_bias, A, softplus, documents)
     steps, sums = decays[0], decays[1]
@@ -227,7 +254,8 @@ def _fake_backward(
     dt_bias: Tensor | None, initial: Tensor | None, documents: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx, ddt, dA, dB, dC = (torch.empty_like(v, memory_format=torch.contiguous_format) for v in (x, dt, A, B, C))
-    dD, dbias, dinitial = (dy.new_empty(0) if v is None else torch.empty_like(v) for v in (D, dt_bias, initial))
+    dD, dbias, dinitial = (dy.new_empty(0) if v is None else torch.empty_like(v, memory_format=torch.contiguous_format)
+                           for v in (D, dt_bias, initial))
     return dx, ddt, dA, dB, dC, dD, dbias, dinitial
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-GAP = tl.constexpr(-256.0)  # as a power of two: nothing, in float32, so what came before is forgotten
+GAP = tl.constexpr(-160.0)  # as a power of two: nothing, in float32, so what came before is forgotten
 LENGTHS = ["t", "chunks", "parts", "part_chunks"]  # one compilation for all lengths
 
 

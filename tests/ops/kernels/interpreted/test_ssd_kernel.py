@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hinny.errors import BackendError
 from hinny.ops import ssd, ssd_recurrence
 from hinny.ops.backend import use_backend
 from hinny.ops.kernels import ssd as ssd_kernels
@@ -77,7 +78,7 @@ def test_gaps_in_the_decays_keep_documents_apart(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ssd_kernels, "_by_gaps", lambda x, B: True)
     lengths = torch.tensor([1, 13, 18, 40, 3, 5])
     segments = torch.repeat_interleave(torch.tensor([5, 2, 5, 2, 5, 2]), lengths).expand(2, -1).contiguous()
-    # sums of decays reach 256 a document, so their differences are known to 1e-4 in a chunk of several
+    # sums of decays reach 160 a document, so their differences are known to 1e-4 in a chunk of several
     assert_right(given(2, 80, 2, 16, 1, 16, *EVERYTHING), 1e-4, segments=segments)
 
 
@@ -117,6 +118,29 @@ def test_extreme_steps_and_decays_are_as_right_as_the_torch_form() -> None:
         others = results(ssd, torch.float32, values)
     # sums of decays reach thousands, so their differences are known to 1e-4: in either form
     assert_right(values, 1.5 * max(relative(v, others[name]) for name, v in expected(values).items()))
+
+
+def test_strided_parameters_and_a_batch_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssd_kernels, "LARGEST_BATCH", 2)
+    values = given(3, 33, 2, 16, 1, 16, *EVERYTHING)
+    wide = {name: torch.stack([v, v + 9], -1) for name, v in values.items() if name in ("A", "D", "dt_bias")}
+
+    def strided(**inputs: Any) -> tuple[Tensor, Tensor]:
+        views = {name: torch.stack([inputs[name], inputs[name] + 9], -1)[:, 0] for name in wide}
+        assert not any(v.is_contiguous() for v in views.values())
+        return ssd(**{**inputs, **views})
+
+    with use_backend("triton"):
+        found = results(strided, torch.float32, values)
+    for name, right in expected(values).items():
+        assert relative(right, found[name]) < TOLERANCE, name
+
+
+def test_heads_too_large_for_the_kernels_are_refused_by_name_and_left_to_torch_otherwise() -> None:
+    values = {name: v.float() for name, v in given(1, 5, 1, 160, 1, 16).items()}
+    with use_backend("triton"), pytest.raises(BackendError, match="head_dim 160"):
+        ssd(**values)
+    assert ssd(**values)[0].shape == (1, 5, 1, 160)
 
 
 def test_gradients_have_the_types_of_the_inputs() -> None:
