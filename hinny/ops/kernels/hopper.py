@@ -115,7 +115,7 @@ def within(
     hopper_keys[grid](
         x_tiles, dy_tiles, B_tiles, C_tiles, edge_tiles, dedge_tiles, squares(pairs, half),
         *((rows(dB, half, n), rows(dC, half, n)) if split == 1 else (dB, dC)), decays, entering, passing, size,
-        call.chunks, call.h, call.h // (call.g * split), call.t, SPLIT=split, BLOCKS=1, **call.launch("hopper_keys"))
+        call.chunks, call.h, call.h // (call.g * split), call.t, SPLIT=split, **call.launch("hopper_keys"))
     if split > 1:
         dB, dC = (v.view(split, *B.shape).sum(0).to(B.dtype) for v in (dB, dC))
     return dx, dB, dC, passing

@@ -2,7 +2,7 @@
 
 One program of 4 warps takes half the tokens of a chunk of 128 for the heads of a group; dC and dB stay in registers.
 Two programs share an SM. The halves of a chunk are neighbours in the grid, so that the second finds the states in the
-L2 cache. Order for one head, or for 64 columns of one (G: asynchronous products, committed in this order):
+L2 cache. Order for one head (G: asynchronous products, committed in this order):
 
     G1 entered = C S^T   G2 dC += (dy entry) S   G3 dB += (x leave) dS   then the sums over p, half of S dS
 
@@ -61,12 +61,12 @@ def load_pairs(pairs_desc, B_desc, C_desc, full, xs, dys, Ss, dSs, s, b, token, 
 def hopper_keys(
     x_desc, dy_desc, B_desc, C_desc, S_desc, dS_desc, pairs_desc, dB, dC, decays, entering, passing,
     size, chunks, H, units, t,
-    SPLIT: gl.constexpr, BLOCKS: gl.constexpr,
+    SPLIT: gl.constexpr,
 ):
     """Program (c and half J of its tokens, g and split, b): dB, dC (split b t g n), descriptors if SPLIT is 1.
 
     decays (2 b h c*q): steps, then sums; `size` numbers of each. entering (b h c*q); passing (J b c h): each half J
-    sums half of the states' elements. units: heads of a program times the BLOCKS of 64 columns in a head.
+    sums half of the states' elements. units: heads of a program, of 64 columns each.
     """
     T: gl.constexpr = x_desc.block_type.shape[1]
     P: gl.constexpr = x_desc.block_type.shape[2]
@@ -80,7 +80,7 @@ def hopper_keys(
     batch = gl.num_programs(2)
     u0 = gl.program_id(1) * units
     token = gl.program_id(0) * T
-    state0 = (b * chunks + c) * (H * BLOCKS) + u0
+    state0 = (b * chunks + c) * H + u0
     square = (b * chunks + c) * gl.num_programs(1) + gl.program_id(1)
 
     xs = gl.allocate_shared_memory(dtype, [STAGES, 1, T, P], x_desc.layout)
@@ -112,19 +112,17 @@ def hopper_keys(
 
     q = gl.arange(0, T, rows)
     # this half's numbers of head h lie at h * chunks * 2T from these
-    row = (b * H + u0 // BLOCKS).to(gl.int64) * (chunks * (2 * T)) + token
+    row = (b * H + u0).to(gl.int64) * (chunks * (2 * T)) + token
     sums_at = decays + size + row
     steps_at = decays + row
     entering_at = entering + row
-    passing_at = passing + (J * batch + b).to(gl.int64) * (chunks * H) + c * H + u0 // BLOCKS
+    passing_at = passing + (J * batch + b).to(gl.int64) * (chunks * H) + c * H + u0
     last_token = T - 1 + (1 - J) * T
     a = gl.load(sums_at + q)
     step = gl.load(steps_at + q)
     end = gl.load(sums_at + last_token)
     dC_acc = gl.zeros([T, N], gl.float32, wide)
     dB_acc = gl.zeros([T, N], gl.float32, wide)
-    entered_sum = gl.zeros([T], gl.float32, rows)
-    passing_sum = 0.0
     mbarrier.wait(full.index(STAGES), 0)
     gl.assume(units > 0)
     for u in range(units):
@@ -141,7 +139,7 @@ def hopper_keys(
         dC_acc = warpgroup_mma(scaled.to(dtype), S, dC_acc, is_async=True)
         added = widened(xs.index(now).reshape([T, P]).load(left)) * gl.expand_dims(leave, 1)
         dB_acc = warpgroup_mma(added.to(dtype), dS, dB_acc, is_async=True)
-        ahead = gl.minimum(u + 1, units - 1) // BLOCKS * (chunks * (2 * T))
+        ahead = gl.minimum(u + 1, units - 1) * (chunks * (2 * T))
         next_a = gl.load(sums_at + ahead + q)
         next_step = gl.load(steps_at + ahead + q)
         next_end = gl.load(sums_at + ahead + last_token)
@@ -159,17 +157,8 @@ def hopper_keys(
         elif following == units:
             load_pairs(pairs_desc, B_desc, C_desc, full.index(now), xs, dys, Ss, dSs, now, b, token, g, square)
         passing_now = gl.sum(widened(edge) * widened(dedge), 0)
-        h = u // BLOCKS
-        if BLOCKS == 1:
-            gl.store(entering_at + h * (chunks * (2 * T)) + q, entered_now)
-            gl.store(passing_at + h, gl.exp2(end) * passing_now)
-        else:
-            started = u % BLOCKS == 0
-            entered_sum = gl.where(started, 0.0, entered_sum) + entered_now
-            passing_sum = gl.where(started, 0.0, passing_sum) + passing_now
-            if u % BLOCKS == BLOCKS - 1:
-                gl.store(entering_at + h * (chunks * (2 * T)) + q, entered_sum)
-                gl.store(passing_at + h, gl.exp2(end) * passing_sum)
+        gl.store(entering_at + u * (chunks * (2 * T)) + q, entered_now)
+        gl.store(passing_at + u, gl.exp2(end) * passing_now)
         a, step, end = next_a, next_step, next_end
 
     # The pairs across the chunk are dB's in the first half, dC's in the second, and zero in the other product. Not two
