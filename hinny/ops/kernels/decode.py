@@ -27,21 +27,11 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
 from hinny.ops.kernels.compile import Compilation
-from hinny.ops.kernels.gates import LOG2_E, sigmoid
+from hinny.ops.kernels.gates import LOG2_E, sigmoid, softplus
 from hinny.ops.kernels.launches import launch, rules
 from hinny.ops.kernels.operators import on_its_device
 from hinny.ops.kernels.rounding import SHARED, noise, round_up_or_down
 from hinny.ops.replay import Replay
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x)) in float32, to its last places also where exp(x) is small; x above 20."""
-    e = tl.exp2(tl.minimum(x, 20.0) * LOG2_E)
-    u = 1 + e
-    # log(u) is that of the rounded u: the quotient puts back what the rounding took
-    small = u == 1
-    return tl.where(x > 20, x, tl.where(small, e, tl.log(u) * (e / tl.where(small, 1.0, u - 1))))
 
 
 @triton.jit

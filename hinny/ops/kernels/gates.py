@@ -1,4 +1,4 @@
-"""The sigmoid that gates and activations are made of, as Triton functions for kernels."""
+"""Sigmoid and softplus, which gates, activations and time steps are made of, as Triton functions for kernels."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ def sigmoid(x):
     # a squared reciprocal root is two instructions, a division six: of the 20 an element may cost, that shows
     root = tl.rsqrt(1 + tl.exp2(x * -LOG2_E))
     return root * root
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) in float32, to its last places also where exp(x) is small; x above 20."""
+    e = tl.exp2(tl.minimum(x, 20.0) * LOG2_E)
+    u = 1 + e
+    # log(u) is that of the rounded u: the quotient puts back what the rounding took
+    small = u == 1
+    return tl.where(x > 20, x, tl.where(small, e, tl.log(u) * (e / tl.where(small, 1.0, u - 1))))
 
 
 @triton.jit

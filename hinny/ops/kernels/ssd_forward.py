@@ -13,17 +13,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from hinny.ops.kernels.gates import LOG2_E, softplus
+
 GAP = tl.constexpr(-160.0)  # as a power of two: nothing, in float32, so what came before is forgotten
 LENGTHS = ["t", "chunks", "parts", "part_chunks"]  # one compilation for all lengths
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x)), also where exp(x) is too small to add to 1."""
-    e = tl.exp(tl.minimum(x, 20.0))
-    u = 1 + e
-    return tl.where(x > 20, x, tl.where(u == 1, e, tl.log(u) * (e / tl.where(u == 1, 1.0, u - 1))))
 
 
 @triton.jit(do_not_specialize=LENGTHS)
