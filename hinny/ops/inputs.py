@@ -66,3 +66,8 @@ def count_documents(segments: Tensor) -> Tensor:
 def document_starts(segments: Tensor) -> Tensor:
     """True where a token begins another document than the one before it: segments (b t) -> (b t); never at 0."""
     return F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
+
+
+def pad_documents(documents: Tensor, padding: int) -> Tensor:
+    """documents (b t) → (b t+padding): the padding belongs to the last one."""
+    return torch.cat([documents, documents[:, -1:].expand(-1, padding)], 1)

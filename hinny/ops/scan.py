@@ -36,7 +36,8 @@ def selective_scan(
 
     x, dt, z (b t d); A (d n) negative; B, C (b t n); D, dt_bias (d,); initial_state (b d n), of the document of
     position 0; segments (b t) int: the state is zero before every token whose id differs from the one before.
-    dt_softplus: the step is softplus(dt + dt_bias). Any length; chunk_len changes speed and memory only.
+    dt_softplus: the step is softplus(dt + dt_bias). Any length; chunk_len changes speed and memory only, of the
+    torch form alone.
     Returns y (b t d) in x's dtype and the final state (b d n), that of the last document, in float32 (float64 if x
     is). Everything inside is float32 at least, autocast or not. Gradients to all, through both states.
     Raises ValueError for shapes that do not fit.

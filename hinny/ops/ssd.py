@@ -21,6 +21,7 @@ from hinny.ops.inputs import (
     check_shapes,
     count_documents,
     document_starts,
+    pad_documents,
     step_sizes,
     wide,
     without_autocast,
@@ -54,7 +55,7 @@ def ssd(
     if which == "triton" and t > 1:
         from hinny.ops.kernels import ssd as kernels
 
-        if reason := kernels.too_large(x.shape[3], B.shape[3], x.dtype):
+        if reason := kernels.too_large(x, B, C):
             backend.decline("ssd", reason)
         else:
             with without_autocast(x):
@@ -75,7 +76,7 @@ def ssd(
             values, B, C = (F.pad(v, (0, 0, 0, 0, 0, padding)) for v in (values, B, C))
             steps = F.pad(steps, (0, 0, 0, padding))
             if documents is not None:
-                documents = torch.cat([documents, documents[:, -1:].expand(-1, padding)], 1)
+                documents = pad_documents(documents, padding)
         y, state = _chunked(values.contiguous(), steps.contiguous(), A, B, C, D, initial_state, documents, length)
         y = y[:, :t] if padding else y
         if z is not None:

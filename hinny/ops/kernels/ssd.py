@@ -22,12 +22,19 @@ LARGEST_BATCH = 32767
 """Sequences of one call: a launch has at most 65535 programs along its third axis, two a sequence in the backward."""
 
 
-def too_large(p: int, n: int, dtype: torch.dtype) -> str:
-    """Why the kernels cannot take heads of p columns with a state of n; empty if they can."""
+def too_large(x: Tensor, B: Tensor, C: Tensor) -> str:
+    """Why the kernels cannot take heads and states of these sizes; empty if they can."""
+    p, n, dtype = x.shape[3], B.shape[3], _product_type(x, B, C)
     limit = 128 * (128 if dtype is torch.float32 else 256)
     if p <= 128 and n <= 256 and tile(p) * tile(n) <= limit:
         return ""
     return f"head_dim {p} with state {n} needs more shared memory than SSD's kernels have for {dtype}"
+
+
+def _product_type(x: Tensor, B: Tensor, C: Tensor) -> torch.dtype:
+    """The type of the products' operands: the widest given, float32 at most."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, B.dtype), C.dtype)
+    return torch.float32 if dtype is torch.float64 else dtype
 
 
 def ssd(
@@ -39,8 +46,7 @@ def ssd(
     if len(x) > LARGEST_BATCH:
         return _by_batches(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
                            initial_state=initial_state, segments=segments)
-    dtype = torch.promote_types(torch.promote_types(x.dtype, B.dtype), C.dtype)
-    dtype = torch.float32 if dtype is torch.float64 else dtype
+    dtype = _product_type(x, B, C)
     documents = None if segments is None else count_documents(segments).to(torch.int32)
     values, keys, queries = x.to(dtype), B.to(dtype), C.to(dtype)
     z = None if z is None else z.to(dtype)
@@ -101,10 +107,11 @@ def _forward(
     x, B, C, dt = x.contiguous(), B.contiguous(), C.contiguous(), _rows(dt)
     A, D, z, dt_bias, initial = (None if v is None else v.contiguous() for v in (A, D, z, dt_bias, initial))
     on_hopper = hopper.takes(x, B) and z is None
-    call = Call("hopper_forward" if on_hopper else "ssd_forward", x, B)
+    kernel = "hopper_forward" if on_hopper else "ssd_forward"
+    call = Call(kernel, x, B)
     decays, documents = _decays(call, x, B, dt, dt_bias, A, softplus, documents)
     steps, sums = decays[0], decays[1]
-    use, parts, part_chunks = call.walk("hopper_forward" if on_hopper else "ssd_forward", call.b * call.h)
+    use, parts, part_chunks = call.walk(kernel, call.b * call.h)
     local, local_sums = None, None
     if parts > 1 and on_hopper:
         local, local_sums = hopper.walk_parts(call, x, B, None, None, decays, parts, part_chunks)

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from hinny.ops.inputs import pad_documents
 from hinny.ops.kernels import ssd_forward
 from hinny.ops.kernels.launches import launch
 
@@ -59,9 +60,7 @@ class Call:
     def padded(self, documents: Tensor | None) -> Tensor | None:
         """Documents (b t) → (b c*q): the padding belongs to the last one."""
         padding = self.chunks * self.Q - self.t
-        if documents is None or not padding:
-            return documents
-        return torch.cat([documents, documents[:, -1:].expand(-1, padding)], 1)
+        return documents if documents is None or not padding else pad_documents(documents, padding)
 
 
 def tile(size: int) -> int:
