@@ -5,9 +5,8 @@
     reference   the definitions: recurrences and explicit sums, slow, for checking
     auto        the fastest that can run the tensors at hand: triton, else torch
 
-Ops without kernels of ours (attention, rope, layer_norm_1p) run PyTorch's own on every backend, and the selective scan
-runs on kernels only where they are asked for by name. `ssd` of a single token runs torch's step: decoding on kernels is
-`ssd_update`.
+Ops without kernels of ours (attention, rope, layer_norm_1p) run PyTorch's own on every backend. `ssd` of a single token
+runs torch's step: decoding on kernels is `ssd_update`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -28,7 +26,7 @@ from hinny.errors import BackendError
 BACKENDS = ("auto", "triton", "torch", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_GPU = (8, 0)
-_asked: ContextVar[str] = ContextVar("hinny_ops_backend", default="auto")
+_asked = "auto"
 
 
 @contextmanager
@@ -36,23 +34,24 @@ def use_backend(name: str) -> Iterator[None]:
     """Ops called inside the block run on backend `name`.
 
     Raises BackendError for a name that is not known, and for "triton" where no kernel could run at all; an op raises
-    it for tensors that its kernel cannot take. The choice holds for the current thread or task alone. An op's
-    backward runs on the backend of its forward.
+    it for tensors that its kernel cannot take. An op's backward runs on the backend of its forward. The choice holds
+    for the whole process: PyTorch recomputes checkpointed layers in threads of its own, and they must make the same.
     """
+    global _asked
     if name not in BACKENDS:
         raise BackendError(f"ops backend {name!r} is not known. Use one of {', '.join(BACKENDS)}.")
     if name == "triton" and (missing := _no_kernels()):
         raise BackendError(f"ops backend 'triton': {missing}. Use auto, torch or reference here.")
-    token = _asked.set(name)
+    before, _asked = _asked, name
     try:
         yield
     finally:
-        _asked.reset(token)
+        _asked = before
 
 
 def asked() -> str:
     """The name that was asked for, "auto" unless `use_backend` says otherwise."""
-    return _asked.get()
+    return _asked
 
 
 def chosen(x: Tensor) -> str:
@@ -65,7 +64,7 @@ def chosen(x: Tensor) -> str:
 
 
 def _choose(device: torch.device, dtype: torch.dtype) -> str:
-    name = _asked.get()
+    name = _asked
     if name in ("torch", "reference"):
         return name
     reason = _no_kernel_for(device, dtype)
@@ -79,7 +78,7 @@ def _choose(device: torch.device, dtype: torch.dtype) -> str:
 
 def decline(op: str, reason: str) -> None:
     """Says once that `op` runs on torch because of `reason`; raises BackendError if kernels were asked for by name."""
-    if _asked.get() == "triton":
+    if _asked == "triton":
         raise BackendError(f"ops backend 'triton': {reason}. Use auto or torch for this call.")
     _say_declined(op, reason)
 

@@ -3,8 +3,7 @@
     state_t = exp(dt_t A) * state_{t-1} + dt_t x_t B_t^T        (d n); A is negative, one decay per channel and state
     y_t     = state_t C_t + D x_t,   then y_t * silu(z_t) if z is given
 
-`selective_scan_recurrence` is this definition, `selective_scan_step` one line of it. The kernels run where "triton" is
-asked for by name; "auto" keeps to torch until their GPU tests have run whole (docs/log.md).
+`selective_scan_recurrence` is this definition, `selective_scan_step` one line of it.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def selective_scan(
         return selective_scan_recurrence(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
                                          initial_state=initial_state, segments=segments, chunk_len=chunk_len)
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, segments, chunk_len)
-    if chosen == "triton" and backend.asked() == "triton":  # auto: not yet, see above
+    if chosen == "triton":
         from hinny.ops.kernels import scan as kernels  # here alone: Triton is imported where it runs
 
         return kernels.selective_scan(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
@@ -103,7 +102,7 @@ def selective_scan_step(
     (b, d), n = x.shape, B.shape[1]
     check_shapes("selective_scan_step", dt=(dt, (b, d)), A=(A, (d, n)), B=(B, (b, n)), C=(C, (b, n)), D=(D, (d,)),
                  z=(z, (b, d)), dt_bias=(dt_bias, (d,)), initial_state=(initial_state, (b, d, n)))
-    if backend.chosen(x) == "triton" and backend.asked() == "triton":
+    if backend.chosen(x) == "triton":
         from hinny.ops.kernels import scan as kernels  # here alone: Triton is imported where it runs
 
         return kernels.selective_scan_step(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,

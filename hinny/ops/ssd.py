@@ -50,7 +50,7 @@ def ssd(
     if which == "reference":
         return ssd_recurrence(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
                               initial_state=initial_state, segments=segments, chunk_len=chunk_len)
-    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, segments, chunk_len)
+    check_ssd(x, dt, A, B, C, D, z, dt_bias, initial_state, segments, chunk_len)
     t, dtype = x.shape[1], wide(x.dtype)
     if which == "triton" and t > 1:
         from hinny.ops.kernels import ssd as kernels
@@ -109,7 +109,7 @@ def ssd_recurrence(
     segments: Tensor | None = None, chunk_len: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """The definition of `ssd`, token by token; the same arguments and results. chunk_len is checked and has no part."""
-    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, segments, chunk_len)
+    check_ssd(x, dt, A, B, C, D, z, dt_bias, initial_state, segments, chunk_len)
     b, t, h, p = x.shape
     dtype = wide(x.dtype)
     if initial_state is None:
@@ -154,10 +154,11 @@ def ssd_step(
         return y.to(x.dtype), state
 
 
-def _check(
+def check_ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None,
     initial_state: Tensor | None, segments: Tensor | None, chunk_len: int,
 ) -> None:
+    """Raises ValueError for arguments of `ssd` that do not fit."""
     check_rank("ssd", "x", x, "b t h p")
     check_rank("ssd", "B", B, "b t g n")
     check_length("ssd", "chunk_len", chunk_len)

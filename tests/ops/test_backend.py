@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -104,6 +105,15 @@ def test_the_choice_ends_with_its_block_also_after_an_error() -> None:
         causal_conv(torch.ones(1, 2, 3), torch.ones(2, 4))
     assert backend.asked() == "auto"
     assert backend.chosen(X) == "torch"
+
+
+def test_threads_share_the_choice_as_those_that_recompute_checkpoints_must() -> None:
+    seen: list[str] = []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backend.chosen(X)))
+        thread.start()
+        thread.join()
+    assert seen == ["reference"]
 
 
 @pytest.mark.usefixtures("no_gpu")

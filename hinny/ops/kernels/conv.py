@@ -388,10 +388,11 @@ def _fake(
     return x.new_empty((b, t, ch)), x.new_empty((b, ch, weight.shape[1] - 1), dtype=torch.float32)
 
 
-def _backward(
+def backward(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, segments: Tensor | None, dy: Tensor,
     dfinal: Tensor | None, silu: bool, initial_wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias and the initial state; empty where that was not given or not wanted."""
     (b, t, ch), w = x.shape, weight.shape[1]
     x, dy = _readable(x), _readable(dy)
     results = _fake_backward(x, weight, bias, initial_state, segments, dy, dfinal, silu, initial_wanted)
@@ -434,7 +435,7 @@ def _gradients(run: Any, ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> 
     return (dx, dweight, None if bias is None else dbias, dinitial if ctx.needs_input_grad[3] else None, None, None)
 
 
-_convolve = differentiable("causal_conv", _forward, _backward, fake=_fake, fake_backward=_fake_backward, save=_save,
+_convolve = differentiable("causal_conv", _forward, backward, fake=_fake, fake_backward=_fake_backward, save=_save,
                            gradients=_gradients)
 
 

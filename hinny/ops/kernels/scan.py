@@ -18,6 +18,7 @@ import triton
 from torch import Tensor
 
 from hinny.ops.inputs import document_starts
+from hinny.ops.kernels.batches import by_batches
 from hinny.ops.kernels.compile import Compilation
 from hinny.ops.kernels.launches import FALLBACK, launch, rules
 from hinny.ops.kernels.operators import differentiable
@@ -25,6 +26,9 @@ from hinny.ops.kernels.scan_backward import backward
 from hinny.ops.kernels.scan_call import COMBINED, PREPARED, Call, contiguous, in_float32
 from hinny.ops.kernels.scan_gradients import scan_gradients
 from hinny.ops.kernels.scan_walks import scan_combine, scan_prepare, scan_step, scan_walk, scan_walk_back
+
+LARGEST_BATCH = 65535
+"""Sequences of one call: as many programs as a launch has along its third axis."""
 
 
 def selective_scan(
@@ -36,6 +40,9 @@ def selective_scan(
 
     The final state is a view of (b n d) memory.
     """
+    if len(x) > LARGEST_BATCH:
+        return by_batches(selective_scan, LARGEST_BATCH, x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias,
+                          dt_softplus=dt_softplus, initial_state=initial_state, segments=segments)
     if x.shape[1] == 1 and not _wants_gradients(x, dt, A, B, C, D, z, dt_bias, initial_state):
         y, state = selective_scan_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D=D, z=None if z is None else z[:, 0],
                                        dt_bias=dt_bias, dt_softplus=dt_softplus, initial_state=initial_state)

@@ -15,6 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hinny.ops.inputs import count_documents
 from hinny.ops.kernels import hopper, ssd_backward, ssd_forward
+from hinny.ops.kernels.batches import by_batches
 from hinny.ops.kernels.operators import differentiable
 from hinny.ops.kernels.ssd_call import HEADS_A_PROGRAM, Call, tile
 
@@ -44,8 +45,8 @@ def ssd(
 ) -> tuple[Tensor, Tensor]:
     """`hinny.ops.ssd` on kernels: the same arguments, already checked, and results."""
     if len(x) > LARGEST_BATCH:
-        return _by_batches(x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
-                           initial_state=initial_state, segments=segments)
+        return by_batches(ssd, LARGEST_BATCH, x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus,
+                          initial_state=initial_state, segments=segments)
     dtype = _product_type(x, B, C)
     documents = None if segments is None else count_documents(segments).to(torch.int32)
     values, keys, queries = x.to(dtype), B.to(dtype), C.to(dtype)
@@ -61,24 +62,12 @@ def ssd(
     return y[..., :x.shape[3]].to(x.dtype), final[..., :x.shape[3], :B.shape[3]]
 
 
-def _by_batches(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """`ssd`, a part of the batch at a time."""
-    by_row = ("z", "initial_state", "segments")
-    results = []
-    for i in range(0, len(x), LARGEST_BATCH):
-        part = slice(i, i + LARGEST_BATCH)
-        given = {name: v[part] if name in by_row and v is not None else v for name, v in options.items()}
-        results.append(ssd(x[part], dt[part], A, B[part], C[part], **given))
-    ys, states = zip(*results, strict=True)
-    return torch.cat(ys), torch.cat(states)
-
-
 def _padding(x: Tensor, size: int) -> int:
     """Columns of zeros for heads or states of `size`: on a GPU, tiles narrower than 64 fail (docs/log.md)."""
     return max(64, triton.next_power_of_2(size)) - size if x.is_cuda else -size % (16 // x.element_size())
 
 
-def _rows(dt: Tensor) -> Tensor:
+def rows_of_steps(dt: Tensor) -> Tensor:
     """dt (b t h) with heads next to each other and batch rows back to back; a slice of a wider row stays one."""
     return dt if dt.stride(2) == 1 and dt.stride(0) == dt.shape[1] * dt.stride(1) else dt.contiguous()
 
@@ -104,7 +93,7 @@ def _forward(
     initial: Tensor | None, documents: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (b t h p), final state (b h p n), and y before the gate (empty without z)."""
-    x, B, C, dt = x.contiguous(), B.contiguous(), C.contiguous(), _rows(dt)
+    x, B, C, dt = x.contiguous(), B.contiguous(), C.contiguous(), rows_of_steps(dt)
     A, D, z, dt_bias, initial = (None if v is None else v.contiguous() for v in (A, D, z, dt_bias, initial))
     on_hopper = hopper.takes(x, B) and z is None
     kernel = "hopper_forward" if on_hopper else "ssd_forward"
@@ -155,12 +144,12 @@ def _fake(
     return y, final, torch.empty_like(y if z is not None else y[:0])
 
 
-def _backward(
+def backward(
     dy: Tensor, dfinal: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
     dt_bias: Tensor | None, initial: Tensor | None, documents: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, dt_bias and the initial state; empty where that was not given."""
-    x, B, C, dt, dy = x.contiguous(), B.contiguous(), C.contiguous(), _rows(dt), dy.contiguous()
+    x, B, C, dt, dy = x.contiguous(), B.contiguous(), C.contiguous(), rows_of_steps(dt), dy.contiguous()
     A, D, dt_bias, dfinal, initial = (None if v is None else v.contiguous() for v in (A, D, dt_bias, dfinal, initial))
     call = Call("ssd_gram", x, B)
     decays, documents = _decays(call, x, B, dt, dt_bias, A, softplus, documents)
@@ -287,5 +276,5 @@ def _gradients(
             None if initial is None else dinitial, None, None)
 
 
-_operator = differentiable("ssd", _forward, _backward, fake=_fake, fake_backward=_fake_backward, save=_save,
+_operator = differentiable("ssd", _forward, backward, fake=_fake, fake_backward=_fake_backward, save=_save,
                            gradients=_gradients)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from hinny.ops import selective_scan, selective_scan_recurrence, selective_scan_step, use_backend
 from hinny.ops.kernels import launches
+from hinny.ops.kernels import scan as scan_kernels
 
 GRADIENTS = {"CHUNKS": 2, "PROGRAMS": 1, "EDGE_BYTES": 2 ** 30, "num_warps": 1, "num_stages": 1}
 WALK = {"U": 8, "num_warps": 1, "num_stages": 1, "PROGRAMS": 2112, "ENOUGH": 300, "SHORTEST": 64}
@@ -60,6 +62,11 @@ def test_every_argument_with_every_gradient_and_documents() -> None:
 
 def test_every_optional_argument_may_be_absent() -> None:
     check(given(2, 5, 3, 1, full=False))
+
+
+def test_a_batch_in_pieces_equals_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_kernels, "LARGEST_BATCH", 2)
+    check(given(3, 5, 2, 2), dt_softplus=True, segments=documents(2, 3).expand(3, -1))
 
 
 def test_spans_walked_at_once_equal_one_walk() -> None:
