@@ -1,8 +1,8 @@
 """Mamba-2: a short convolution, a state space with one decay per head, a gated norm (arXiv 2405.21060, section 7).
 
     z, x, B, C, dt = in_proj(u)
-    x, B, C        = silu(conv(x)), silu(conv(B)), silu(conv(C))
-    y              = ssd(x, softplus(dt + dt_bias), A = -exp(A_log), B, C) + D x
+    x, B, C        = silu(conv(x)), silu(conv(B)), silu(conv(C))                                |  both in
+    y              = ssd(x, softplus(dt + dt_bias), A = -exp(A_log), B, C) + D x                |  ops.mamba2
     out            = out_proj(norm(y * silu(z)))            norm in n_groups groups, the gate before it
 
 Letters: b batch, t time, d model, h heads, p head_dim, g groups, n state; d_inner = h p.
@@ -66,26 +66,17 @@ class Mamba2(nn.Module):
 
     def forward(self, u: Tensor, state: SSMState | None = None, segments: Tensor | None = None) -> Tensor:
         """u (b t d) → (b t d). `state`, if given, is read and updated."""
-        z, *parts, dt = self.in_proj(u)
-        (x, B, C), conv_state = self._convolve(parts, state, segments)
-        heads = (*u.shape[:2], -1)
-        y, ssm = ops.ssd(
-            x.view(*heads, self.config.head_dim), dt, -self.A_log.exp(),
-            B.view(*heads, self.config.d_state), C.view(*heads, self.config.d_state),
-            D=self.D, dt_bias=self.dt_bias, dt_softplus=True,
-            initial_state=None if state is None else state.ssm, segments=segments, chunk_len=self.config.chunk_len)
+        z, x, B, C, dt = self.in_proj(u)
+        heads, groups = (*u.shape[:2], -1, self.config.head_dim), (*u.shape[:2], -1, self.config.d_state)
+        weights, biases = zip(*((conv.weight, conv.bias) for conv in self.convs), strict=True)
+        y, ssm, conv_state = ops.mamba2(
+            x.view(heads), dt, -self.A_log.exp(), B.view(groups), C.view(groups), weights, biases,
+            D=self.D, dt_bias=self.dt_bias, dt_softplus=True, initial_state=None if state is None else state.ssm,
+            conv_state=None if state is None else state.conv, segments=segments, chunk_len=self.config.chunk_len)
         if state is not None:
             state.conv, state.ssm = conv_state, ssm
         y = ops.gated_rms_norm(y.flatten(2), z, self.norm["weight"], self.norm_eps, self.group_size)
         return self.out_proj(y)
-
-    def _convolve(self, parts: list[Tensor], state: SSMState | None,
-                  segments: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        sizes = [part.shape[-1] for part in parts]
-        before = [None] * 3 if state is None else state.conv.split(sizes, dim=1)
-        pairs = [conv(part, held, segments)
-                 for conv, part, held in zip(self.convs, parts, before, strict=True)]
-        return [y for y, _ in pairs], torch.cat([after for _, after in pairs], dim=1)
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> SSMState:
         """The state before the first token: zeros."""

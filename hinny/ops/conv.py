@@ -33,7 +33,7 @@ def causal_conv(
     if chosen == "reference":
         return causal_conv_reference(x, weight, bias, activation=activation, initial_state=initial_state,
                                      segments=segments)
-    check_conv(x, weight, bias, activation, initial_state, segments)
+    _check(x, weight, bias, activation, initial_state, segments)
     if chosen == "triton":
         return _on_kernels(x, weight, bias, activation, initial_state, segments)
     if x.shape[1] == 1:
@@ -51,7 +51,7 @@ def causal_conv_reference(
     initial_state: Tensor | None = None, segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition of `causal_conv`, token by token; the same arguments and results."""
-    check_conv(x, weight, bias, activation, initial_state, segments)
+    _check(x, weight, bias, activation, initial_state, segments)
     with without_autocast(x):
         inputs, documents = _with_history(x, weight, initial_state, segments)
         weight, bias = cast(inputs.dtype, weight, bias)
@@ -73,7 +73,7 @@ def causal_conv_step(
 ) -> tuple[Tensor, Tensor]:
     """One token of `causal_conv`: x (b ch), state (b ch w-1) -> y (b ch), next state."""
     check_rank("causal_conv_step", "x", x, "b ch")
-    check_conv(x.unsqueeze(1), weight, bias, activation, initial_state, None)
+    _check(x.unsqueeze(1), weight, bias, activation, initial_state, None)
     if backend.chosen(x) == "triton":
         y, state = _on_kernels(x.unsqueeze(1), weight, bias, activation, initial_state, None)
         return y.squeeze(1), state
@@ -167,11 +167,10 @@ def _final_state(inputs: Tensor, documents: Tensor | None, width: int) -> Tensor
     return state.transpose(1, 2).contiguous()
 
 
-def check_conv(
+def _check(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, initial_state: Tensor | None,
     segments: Tensor | None,
 ) -> None:
-    """Raises ValueError for arguments of `causal_conv` that do not fit."""
     check_rank("causal_conv", "x", x, "b t ch")
     check_rank("causal_conv", "weight", weight, "ch w")
     (b, t, ch), width = x.shape, weight.shape[1]

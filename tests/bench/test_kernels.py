@@ -302,8 +302,8 @@ def test_rows_with_the_roof_of_a_copy_are_still_shown() -> None:
 
 @pytest.mark.usefixtures("plain_kernels", "fake_clock")
 def test_the_table_shows_what_the_rows_hold() -> None:
-    cases = [ssd.ssd_case(SIZES, 4, backward=False), ssd.mixer_case(SIZES, 4, backward=False),
-             conv.conv_case(b=2, t=9, ch=12, backward=False)]
+    lacking = dataclasses.replace(ssd.mixer_case(SIZES, 4, backward=False), peer_lacks="its convolution")
+    cases = [ssd.ssd_case(SIZES, 4, backward=False), lacking, conv.conv_case(b=2, t=9, ch=12, backward=False)]
     rows, _ = kernels.time_cases(cases, Twin(), ROOFS, CPU)
     rows[6]["shape"] = rows[6]["shape"].replace("graph", "events")
     text = render_table(rows)
