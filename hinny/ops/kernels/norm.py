@@ -200,7 +200,7 @@ def candidates() -> dict[str, list[dict[str, int]]]:
     forward = ((8, 1, 1, 1), (16, 1, 1, 1), (4, 1, 1, 1), (16, 2, 1, 1), (16, 1, 2, 1), (16, 1, 3, 2), (16, 1, 1, 4),
                (64, 1, 3, 2), (1, 1, 1, 1))
     backward = ((64, 1, 3, 4), (64, 1, 2, 4), (64, 1, 4, 4), (64, 1, 1, 4), (64, 1, 2, 8), (64, 2, 2, 8),
-                (128, 1, 3, 4), (32, 1, 3, 4), (64, 1, 2, 2), (8, 1, 2, 4))
+                (128, 1, 3, 4), (32, 1, 3, 4), (64, 1, 2, 2), (8, 1, 2, 4), (32, 2, 3, 4), (64, 2, 3, 4))
     return {name: [{"span": span, "TILE": tile, "STAGES": stages, "num_warps": warps, "num_stages": 1}
                    for span, tile, stages, warps in sizes]
             for name, sizes in (("norm_forward", forward), ("norm_backward", backward))}
