@@ -18,6 +18,8 @@ from torch import Tensor
 
 from hinny.ops import ssd
 from hinny.ops.backend import use_backend
+from hinny.ops.kernels import ssd_call
+from hinny.ops.kernels.waves import processors
 
 pytestmark = pytest.mark.gpu
 FLOOR = {torch.bfloat16: 2e-4, torch.float16: 2e-5, torch.float32: 3e-6}
@@ -175,6 +177,48 @@ def test_a_long_sequence_walked_in_parts() -> None:
     given = inputs(4, 1, 5000, 2, 64, 1, 128, torch.bfloat16)
     assert_right(given)
     assert_right(given, segments=(torch.arange(5000, device="cuda") // 1700).expand(1, -1))
+
+
+def shared_out(t: int, h: int, p: int, g: int, n: int) -> dict[str, Tensor]:
+    """Inputs with so many sequences that rounds of whole walks would leave a quarter of the GPU idle."""
+    slots = ssd_call.SLOTS_A_PROCESSOR * processors(torch.device("cuda", torch.cuda.current_device()))
+    walks = h * (p // 64)
+    b = round(1.45 * slots / walks)
+    assert ssd_call.equal_share(b * walks, -(-t // CHUNK), slots) > 0
+    return inputs(9, b, t, h, p, g, n, torch.bfloat16)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_walks_shared_out_over_the_gpu(packed: bool) -> None:
+    given = shared_out(601, 24, 64, 1, 128)
+    documents = (torch.arange(601, device="cuda") // 170).expand(len(given["x"]), -1)
+    assert_right(given, **({"segments": documents} if packed else {}))
+
+
+@pytest.mark.parametrize("sizes", [(1021, 24, 64, 1, 128), (601, 12, 128, 2, 64), (1024, 12, 128, 1, 128)])
+def test_shared_walks_give_the_bits_of_whole_ones(sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from two streams at once and from a graph, with other numbers each time in the memory that flags get."""
+    given = shared_out(*sizes)
+    with torch.no_grad():
+        shared = [kernel(**given) for _ in range(3)]
+        torch.cuda.synchronize()
+        for stream in [torch.cuda.Stream(), torch.cuda.Stream()] * 4:
+            with torch.cuda.stream(stream):
+                shared.append(kernel(**given))
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = kernel(**given)
+        for _ in range(3):
+            for v in captured:
+                v.fill_(float("nan"))
+            graph.replay()
+            shared.append(tuple(v.clone() for v in captured))
+        monkeypatch.setattr(ssd_call, "equal_share", lambda walks, chunks, slots: 0)
+        whole = kernel(**given)
+    for found in shared:
+        assert torch.equal(found[0], whole[0])
+        assert torch.equal(found[1], whole[1])
 
 
 def test_more_than_two_to_the_31_elements() -> None:

@@ -61,8 +61,8 @@ def mixer_case(sizes: Sizes, chunk: int, *, backward: bool) -> Case:
     return Case("mixer.backward" if backward else "mixer.forward",
                 shape_text(**sizes, peer_chunk=chunk, peer_conv="ours"), lambda draw: _mixer_inputs(draw, **sizes),
                 partial(_mixer, group_size=_group(**sizes)),
-                partial(_peer_mixer, chunk_len=chunk, group_size=_group(**sizes)), moved=moved, flops=flops, roundings=3,
-                wanted=TRAINED + TRAINED_AROUND if backward else ())
+                partial(_peer_mixer, chunk_len=chunk, group_size=_group(**sizes)), moved=moved, flops=flops,
+                roundings=3, wanted=TRAINED + TRAINED_AROUND if backward else ())
 
 
 def _least(b: int, t: int, h: int, p: int, g: int, n: int, *, backward: bool) -> tuple[float, float]:

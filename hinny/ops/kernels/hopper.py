@@ -14,10 +14,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from hinny.ops.backend import interpreting
 from hinny.ops.kernels.hopper_boundaries import hopper_boundaries
 from hinny.ops.kernels.hopper_forward import hopper_forward
-from hinny.ops.kernels.hopper_keys import hopper_keys
-from hinny.ops.kernels.hopper_within import hopper_within
+from hinny.ops.kernels.hopper_gradients import hopper_gradients
 from hinny.ops.kernels.launches import architecture
 from hinny.ops.kernels.ssd_call import Call
+from hinny.ops.kernels.waves import processors
 
 COLUMNS = 64
 """Columns of a head that one program takes."""
@@ -30,31 +30,44 @@ WRITTEN_FOR = "3.6."
 def takes(x: Tensor, B: Tensor) -> bool:
     """Whether the Hopper kernels compute this; `ssd_forward.py` and `ssd_backward.py` compute all of it."""
     return (x.dtype is torch.bfloat16 and x.shape[3] % COLUMNS == 0 and B.shape[3] in (64, 128)
-            and x.is_cuda and not interpreting() and _runs_on(x.device))
+            and x.is_cuda and _runs_on(x.device))
 
 
-@cache
 def _runs_on(device: torch.device) -> bool:
-    if architecture(device) != "sm90":
+    if interpreting() or architecture(device) != "sm90":
         return False
     if triton.__version__.startswith(WRITTEN_FOR):
         return True
+    _say_version()
+    return False
+
+
+# what torch.compiler.assume_constant_result sets, as in `hinny.ops.backend`
+_runs_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _say_version() -> None:
     logging.getLogger(__name__).info("the fastest SSD kernels are for Triton %sx, and this is %s: SSD runs on those "
                                      "for any GPU", WRITTEN_FOR, triton.__version__)
-    return False
 
 
 def forward(
     call: Call, x: Tensor, B: Tensor, C: Tensor, decays: Tensor, D: Tensor | None, initial: Tensor | None,
-    local: Tensor | None, local_sums: Tensor | None, y: Tensor, final: Tensor, parts: int, part_chunks: int,
-    use: dict[str, int],
+    local: Tensor | None, local_sums: Tensor | None, flags: Tensor | None, y: Tensor, final: Tensor, parts: int,
+    length: int, use: dict[str, int],
 ) -> None:
-    """Fills y (b t h p) and final (b h p n); tensors contiguous, decays as `Call.prepare` makes them."""
+    """Fills y (b t h p) and final (b h p n); tensors contiguous, decays and flags as `Call.prepare` makes them.
+
+    `length`: chunks of a part or, with flags, of a program's share of all walks (`Call.share`).
+    """
     blocks = call.p // COLUMNS
-    hopper_forward[(call.h * blocks, parts, call.b)](
+    shares = triton.cdiv(call.b * call.h * blocks * call.chunks, length)
+    hopper_forward[(call.h * blocks, parts, call.b) if flags is None else (shares, 1, 1)](
         rows(x, call.Q, COLUMNS), rows(B, call.Q, call.n), rows(C, call.Q, call.n), rows(y, call.Q, COLUMNS),
         numbers(decays, call.Q), D, None if initial is None else initial.float(), local, local_sums, decays[1], final,
-        decays[1].numel(), call.chunks, parts, part_chunks, call.h, call.h // call.g, BLOCKS=blocks, N=call.n, **use)
+        None if flags is None else flags.view(torch.int32), decays[1].numel(), call.chunks, parts, length, call.h,
+        call.h // call.g, BLOCKS=blocks, N=call.n, **use)
 
 
 def boundaries(
@@ -90,35 +103,31 @@ def walk_parts(
     return local, local_sums
 
 
-def within(
+def gradients(
     call: Call, x: Tensor, B: Tensor, dy: Tensor, C: Tensor, D: Tensor | None, decays: Tensor, edges: Tensor,
-    dedges: Tensor, vectors: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, dB, dC and passing (2 b c h), to be added; fills vectors as `ssd_finish` takes them. Heads of 64 columns."""
-    use = call.launch("hopper_within")
+    dedges: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor | None, ...]]:
+    """dx, dB, dC, passing (b 2*c h), and the vectors that `ssd_finish` takes, of chunks of half the length.
+
+    Heads of 64 columns.
+    """
+    use = call.launch("hopper_gradients")
     split = call.split(use.pop("PROGRAMS"))
-    size, half, n = decays[0].numel(), call.Q // 2, call.n
-    direct, enclosed, crossed, entering, leaving, skipped = vectors.unbind()
-    pairs = x.new_empty(call.b, call.chunks, call.g, split, call.Q, call.Q)
+    half, n, parts = call.Q // 2, call.n, call.g * split
+    tiles = 2 * call.b * call.chunks * parts
     dx = torch.empty_like(x)
-    grid = (2 * call.chunks, call.g * split, call.b)
-    x_tiles, dy_tiles = (rows(v, half, COLUMNS) for v in (x, dy))
-    B_tiles, C_tiles = (rows(v, half, n) for v in (B, C))
-    edge_tiles, dedge_tiles = (blocks(v, COLUMNS, n) for v in (edges, dedges))
-    hopper_within[grid](
-        x_tiles, dy_tiles, rows(dy, call.Q, COLUMNS), B_tiles, C_tiles, dedge_tiles, rows(dx, half, COLUMNS),
-        numbers(decays, call.Q), D, direct, leaving, skipped, enclosed, crossed, pairs, size, call.chunks, call.h,
-        call.h // (call.g * split), split, call.g * split, N=n, **use)
     # two tensors, not two halves of one: results of an operator may not share memory
     dB, dC = (B.new_empty(split * call.b, *B.shape[1:], dtype=B.dtype if split == 1 else torch.float32) for _ in "BC")
-    passing = decays.new_empty(2, call.b, call.chunks, call.h)
-    hopper_keys[grid](
-        x_tiles, dy_tiles, B_tiles, C_tiles, edge_tiles, dedge_tiles, squares(pairs, half),
-        *((rows(dB, half, n), rows(dC, half, n)) if split == 1 else (dB, dC)), decays, entering, passing, size,
-        call.chunks, call.h, call.h // (call.g * split), call.t, SPLIT=split, **call.launch("hopper_keys"))
+    passing = decays.new_empty(call.b, 2 * call.chunks, call.h)
+    vectors = decays.new_empty(5, *decays.shape[1:])
+    hopper_gradients[(min(tiles, processors(x.device)),)](
+        *(rows(v, half, COLUMNS) for v in (x, dy)), *(rows(v, half, n) for v in (B, C)),
+        *(blocks(v, COLUMNS, n) for v in (edges, dedges)), rows(dx, half, COLUMNS), numbers(decays, call.Q), D, dB, dC,
+        vectors, passing, decays[0].numel(), call.chunks, call.h, call.h // parts, split, parts, tiles, call.t, **use)
     if split > 1:
         dB, dC = (v.view(split, *B.shape).sum(0).to(B.dtype) for v in (dB, dC))
-    return dx, dB, dC, passing
+    direct, enclosed, entering, leaving, skipped = vectors.unbind()
+    return dx, dB, dC, passing, (direct, enclosed, None, entering, leaving, skipped)
 
 
 def rows(v: Tensor, tokens: int, columns: int) -> TensorDescriptor:
@@ -130,12 +139,6 @@ def rows(v: Tensor, tokens: int, columns: int) -> TensorDescriptor:
 def blocks(v: Tensor, p: int, n: int) -> TensorDescriptor:
     """Tiles of p rows of one state, from v (... p n)."""
     return _tiles(v, (v.numel() // (p * n), p, n), (1, p, n))
-
-
-def squares(v: Tensor, half: int) -> TensorDescriptor:
-    """Square tiles of `half`, of the squares in v (... q q)."""
-    q = v.shape[-1]
-    return _tiles(v, (v.numel() // (q * q), q, q), (1, half, half))
 
 
 def numbers(v: Tensor, count: int) -> TensorDescriptor:

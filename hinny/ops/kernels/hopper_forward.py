@@ -1,9 +1,17 @@
 """SSD forward on a Hopper GPU, in Gluon: the walk of `ssd_forward` with its loads, products and stores overlapped.
 
-A producer warp fetches chunks into a ring of shared memory (TMA, mbarriers); a warpgroup walks 64 columns of one head.
-Products are asynchronous and in this order, with the decays computed beside them:
+A producer warp fetches chunks into a ring of shared memory (TMA, mbarriers); a warpgroup walks 64 columns of one head,
+or, where rounds of whole walks would leave much of the GPU idle, its share of a line of all walks (`piece`).
+Products are asynchronous, in this order, each with what is computed beside it:
 
-    scores = C B^T     out = C S^T     S = keep S + (leave x)^T B     out = entry out + M x     M: masked
+    scores = C B^T                decays; then M: scores times decays, masked, in bf16
+    out = C S^T                   leave x
+    S = keep S + (leave x)^T B    entry out
+    out = entry out + M x         S in bf16, into shared memory
+
+Outputs begin when scores and decays have become M, which takes a quarter of their registers. `hopper_convolved` needs
+that: its walk is this one too, and has 184 registers a thread, not 232. Both products of C at once, with scores, decays
+and outputs all held, would save 0.6 % of the time on an H100.
 
 Rows of the accumulators are tokens, so the masked scores go from there straight into the A operand of M x: nothing on
 the way from scores to y passes through shared memory before y itself. The state does, in bf16, while M x runs.
@@ -22,7 +30,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-SIZES = ["size", "chunks", "parts", "part_chunks", "H", "per_group"]  # one compilation for all lengths and heads
+SIZES = ["size", "chunks", "parts", "length", "H", "per_group"]  # one compilation for all lengths and heads
+
+
+@gluon.jit
+def piece(begin, stop, chunks):
+    """The last walk with chunks in [begin, stop) of the line of all walks: its number, the first of them and their end.
+
+    A program takes the pieces of its share in this order, from the end: first it begins a walk that the next program
+    ends, and last it ends one that the program before has begun. That one did so first of all, with no more chunks
+    than this program has walked by then: it hardly ever waits. Programs wait for those before them alone.
+    """
+    walk = (stop - 1) // chunks
+    return walk, max(begin - walk * chunks, 0), stop - walk * chunks
 
 
 @gluon.jit
@@ -43,17 +63,28 @@ def load_chunk(
 
 @gluon.jit
 def entering(
-    initial, local, local_sums, head, part, parts, tiles, PN: gl.constexpr, N: gl.constexpr, layout: gl.constexpr,
+    initial, local, local_sums, final, flags, part, parts, first, walk, tile, BLOCKS: gl.constexpr, N: gl.constexpr,
+    layout: gl.constexpr,
 ):
-    """The state (p n) before `part`: the initial one taken through the parts before it."""
+    """The state (p n) before a piece: the initial one taken through the parts before it, or in the midst of a walk the
+    one that the program which began it left in `final` before it raised the walk's flag."""
+    P: gl.constexpr = 64
+    here = walk.to(gl.int64) * (P * N) + tile
     if initial is not None:
-        state = gl.load(initial + head * PN + tiles)
+        state = gl.load(initial + here)
     else:
-        state = gl.zeros([64, N], gl.float32, layout)
+        state = gl.zeros([P, N], gl.float32, layout)
     if local is not None:
+        head = (walk // BLOCKS).to(gl.int64) * parts
         for i in range(part):
-            keep = gl.exp2(gl.load(local_sums + head * parts + i))
-            state = state * keep + gl.load(local + (head * parts + i) * PN + tiles)
+            keep = gl.exp2(gl.load(local_sums + head + i))
+            state = state * keep + gl.load(local + ((head + i) * BLOCKS + walk % BLOCKS) * (P * N) + tile)
+    if flags is not None:
+        if first > 0:
+            # one thread asks; then the barrier that gives all the answer, then their loads
+            while gl.atomic_add(flags + walk, 0, sem="acquire", scope="gpu") == 0:
+                pass
+            state = gl.load(final + here, cache_modifier=".cg")
     return state
 
 
@@ -82,24 +113,23 @@ def chunk(state, d, end, full, phase, xs, Bs, Cs, steps, sums, Ss, Sr, ys, seen,
     mbarrier.wait(full, phase)
     zero = gl.zeros([Q, P], gl.float32, square)
     scores = warpgroup_mma(Cs, Bs.permute((1, 0)), zero, use_acc=False, is_async=True)
-    out = warpgroup_mma(Cs, Sr.permute((1, 0)), zero, use_acc=False, is_async=True)
-
+    ai = sums.load(rows)
     aj = sums.load(columns)
     step = steps.load(columns)
-    leave = gl.convert_layout(gl.exp2(end - aj) * step, gl.SliceLayout(0, left_wide))
-    ai = sums.load(rows)
     decay = gl.exp2(gl.expand_dims(ai, 1) - gl.expand_dims(aj, 0)) * gl.expand_dims(step, 0)
     decay = gl.where(seen, decay, 0.0)
-    entry = gl.exp2(ai)
+    scores = warpgroup_mma_wait(0, deps=(scores,))
+    masked = gl.convert_layout((scores * decay).to(dtype), left)
+
+    out = warpgroup_mma(Cs, Sr.permute((1, 0)), zero, use_acc=False, is_async=True)
+    leave = gl.convert_layout(gl.exp2(end - aj) * step, gl.SliceLayout(0, left_wide))
     xt = xs.permute((1, 0)).load(left_wide)  # (p q)
     added = (widened(xt) * gl.expand_dims(leave, 0)).to(dtype)
     state = warpgroup_mma(added, Bs, state, is_async=True)
-
-    scores = warpgroup_mma_wait(2, deps=(scores,))
-    masked = (scores * decay).to(dtype)
+    entry = gl.exp2(ai)
     out = warpgroup_mma_wait(1, deps=(out,))
     out = out * gl.expand_dims(entry, 1)
-    out = warpgroup_mma(gl.convert_layout(masked, left), xs, out, is_async=True)
+    out = warpgroup_mma(masked, xs, out, is_async=True)
 
     state = warpgroup_mma_wait(1, deps=(state,))
     tma.store_wait(0)
@@ -117,77 +147,110 @@ def chunk(state, d, end, full, phase, xs, Bs, Cs, steps, sums, Ss, Sr, ys, seen,
 
 @gluon.jit
 def produce(
-    x_desc, B_desc, C_desc, decays_desc, fulls, empties, xs, Bs, Cs, steps, sums, b, g, column, at, size, first, last,
+    x_desc, B_desc, C_desc, decays_desc, ring, begin, stop, chunks, size, H, per_group, BLOCKS: gl.constexpr,
     STAGES: gl.constexpr,
 ):
     """The producer warp: fills the stages in turn, each when the warpgroup has left it."""
+    P: gl.constexpr = x_desc.block_type.shape[2]
     Q: gl.constexpr = x_desc.block_type.shape[1]
-    for c in range(first, last):
-        now = (c - first) % STAGES
-        mbarrier.wait(empties.index(now), (((c - first) // STAGES) & 1) ^ 1)
-        load_chunk(x_desc, B_desc, C_desc, decays_desc, fulls.index(now), xs.index(now), Bs.index(now), Cs.index(now),
-                   steps.index(now), sums.index(now), b, c, g, column, at + c * Q, size)
+    fulls, empties, xs, Bs, Cs, steps, sums = ring
+    before = 0
+    while begin < stop:
+        walk, first, last = piece(begin, stop, chunks)
+        b, unit = walk // (H * BLOCKS), walk % (H * BLOCKS)
+        at = (walk // BLOCKS) * (chunks * Q)
+        for c in range(first, last):
+            turn = before + c - first
+            now = turn % STAGES
+            mbarrier.wait(empties.index(now), ((turn // STAGES) & 1) ^ 1)
+            load_chunk(x_desc, B_desc, C_desc, decays_desc, fulls.index(now), xs.index(now), Bs.index(now),
+                       Cs.index(now), steps.index(now), sums.index(now), b, c, unit // (per_group * BLOCKS), unit * P,
+                       at + c * Q, size)
+        before += last - first
+        stop = max(begin, walk * chunks)
 
 
 @gluon.jit
 def consume(
-    y_desc, fulls, empties, xs, Bs, Cs, steps, sums, Ss, ys, D, initial, local, local_sums, all_sums, final,
-    chunks, part, parts, first, last, b, unit, H, BLOCKS: gl.constexpr, STAGES: gl.constexpr,
+    y_desc, ring, Ss, ys, D, initial, local, local_sums, all_sums, final, flags, begin, stop, chunks, part, parts, H,
+    BLOCKS: gl.constexpr, STAGES: gl.constexpr,
 ):
-    """The warpgroup: walks `unit`, 64 columns of a head."""
+    """The warpgroup: walks the pieces in [begin, stop), each of 64 columns of a head."""
+    fulls, empties, xs, Bs, Cs, steps, sums = ring
     P: gl.constexpr = xs.shape[3]
     Q: gl.constexpr = xs.shape[2]
     N: gl.constexpr = Bs.shape[3]
-    PN: gl.constexpr = BLOCKS * P * N
     dtype: gl.constexpr = xs.dtype
     square: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, P, 16])
     wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     p = gl.arange(0, P, gl.SliceLayout(1, wide))
     n = gl.arange(0, N, gl.SliceLayout(0, wide))
-    tiles = gl.expand_dims(p, 1) * N + gl.expand_dims(n, 0) + (unit % BLOCKS) * (P * N)
-    h = unit // BLOCKS
-    head = (b * H + h).to(gl.int64)
-    state = entering(initial, local, local_sums, head, part, parts, tiles, PN, N, wide)
-    Ss.index(0).store(state.to(dtype))
-    fence_async_shared()
-    gl.thread_barrier()
+    tile = gl.expand_dims(p, 1) * N + gl.expand_dims(n, 0)
     i = gl.arange(0, Q, gl.SliceLayout(1, square))
     j = gl.arange(0, Q, gl.SliceLayout(0, square))
     seen = gl.expand_dims(i, 1) >= gl.expand_dims(j, 0)
-    d = 0.0
-    if D is not None:
-        d = gl.load(D + h).to(gl.float32)
-    ends = all_sums + head * (chunks * Q) + (Q - 1)
-    end = gl.load(ends + first * Q)
-    for c in range(first, last):
-        now = (c - first) % STAGES
-        following = gl.load(ends + gl.minimum(c + 1, last - 1) * Q)
-        # c >> 30 is a zero that the compiler cannot see: else descriptors stay in registers over the loop, and spill
-        state = chunk(state, d, end, fulls.index(now), ((c - first) // STAGES) & 1, xs.index(now).reshape([Q, P]),
-                      Bs.index(now).reshape([Q, N]), Cs.index(now).reshape([Q, N]), steps.index(now), sums.index(now),
-                      Ss.index(0), Ss.index(c >> 30), ys.reshape([Q, P]), seen, D is not None)
-        end = following
-        tma.async_copy_shared_to_global(y_desc, [b, c * Q, unit * P], ys)
-        # after the barrier that y's store needs: all warps are done with the stage
-        mbarrier.arrive(empties.index(now), count=1)
+    before = 0
+    while begin < stop:
+        walk, first, last = piece(begin, stop, chunks)
+        head = walk // BLOCKS
+        b, h = head // H, head % H
+        column = (h * BLOCKS + walk % BLOCKS) * P
+        state = entering(initial, local, local_sums, final, flags, part, parts, first, walk, tile, BLOCKS, N, wide)
+        Ss.index(0).store(state.to(dtype))
+        fence_async_shared()
+        gl.thread_barrier()
+        d = 0.0
+        if D is not None:
+            d = gl.load(D + h).to(gl.float32)
+        ends = all_sums + head * chunks * Q + (Q - 1)
+        end = gl.load(ends + first * Q)
+        for c in range(first, last):
+            turn = before + c - first
+            now = turn % STAGES
+            following = gl.load(ends + gl.minimum(c + 1, last - 1) * Q)
+            # c >> 30 is a zero that the compiler cannot see: else descriptors stay in registers over the loop and spill
+            state = chunk(state, d, end, fulls.index(now), (turn // STAGES) & 1, xs.index(now).reshape([Q, P]),
+                          Bs.index(now).reshape([Q, N]), Cs.index(now).reshape([Q, N]), steps.index(now),
+                          sums.index(now), Ss.index(0), Ss.index(c >> 30), ys.reshape([Q, P]), seen, D is not None)
+            end = following
+            tma.async_copy_shared_to_global(y_desc, [b, c * Q, column], ys)
+            # after the barrier that y's store needs: all warps are done with the stage
+            mbarrier.arrive(empties.index(now), count=1)
+        if flags is not None or last == chunks:
+            # last >> 30 is a zero like that: else `tile` stays in registers over the loop
+            here = gl.expand_dims(p + (last >> 30), 1) * N + gl.expand_dims(n, 0)
+            gl.store(final + walk.to(gl.int64) * (P * N) + here, state)
+        if flags is not None:
+            if last < chunks:
+                gl.thread_barrier()  # all have stored what the one thread that raises the flag then releases
+                gl.atomic_xchg(flags + walk, 1, sem="release", scope="gpu")
+        before += last - first
+        stop = begin if flags is None else max(begin, walk * chunks)
     tma.store_wait(0)
-    if part == parts - 1:
-        gl.store(final + head * PN + tiles, state)
 
 
 @gluon.jit(do_not_specialize=SIZES)
 def hopper_forward(
-    x_desc, B_desc, C_desc, y_desc, decays_desc, D, initial, local, local_sums, sums, final,
-    size, chunks, parts, part_chunks, H, per_group, BLOCKS: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr,
+    x_desc, B_desc, C_desc, y_desc, decays_desc, D, initial, local, local_sums, sums, final, flags,
+    size, chunks, parts, length, H, per_group, BLOCKS: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr,
 ):
-    """Program (unit of 64 columns of a head, part, b). Descriptors of x, y (b t h*p) and B, C (b t g*n), and of decays
-    (2 b h c*q): `size` steps, then their sums. Others as in `ssd_forward`; H heads, `per_group` of them in a group."""
+    """Program (64 columns of a head, part, b); with flags, zeros for the walks (b h p/64), (share of the line of them).
+
+    Parts and shares have `length` chunks, the last fewer; shares no less than a walk has. Descriptors of x, y (b t h*p)
+    and B, C (b t g*n), and of decays (2 b h c*q): `size` steps, then their sums. Others as in `ssd_forward`; H heads,
+    `per_group` of them in a group.
+    """
     P: gl.constexpr = x_desc.block_type.shape[2]
     Q: gl.constexpr = x_desc.block_type.shape[1]
     dtype: gl.constexpr = x_desc.dtype
-    u, part, b = gl.program_id(0), gl.program_id(1), gl.program_id(2)
-    first = part * part_chunks
-    last = gl.minimum(first + part_chunks, chunks)
+    part = gl.program_id(1)
+    if flags is None:
+        walk = gl.program_id(2) * (H * BLOCKS) + gl.program_id(0)
+        begin = walk * chunks + part * length
+        stop = min(begin + length, (walk + 1) * chunks)
+    else:
+        begin = gl.program_id(0) * length
+        stop = min(begin + length, size // Q * BLOCKS)
     xs = gl.allocate_shared_memory(dtype, [STAGES, 1, Q, P], x_desc.layout)
     Bs = gl.allocate_shared_memory(dtype, [STAGES, 1, Q, N], B_desc.layout)
     Cs = gl.allocate_shared_memory(dtype, [STAGES, 1, Q, N], C_desc.layout)
@@ -201,10 +264,9 @@ def hopper_forward(
         mbarrier.init(fulls.index(s), count=1)
         mbarrier.init(empties.index(s), count=1)
     fence_async_shared()
-    at = (b * H + u // BLOCKS) * (chunks * Q)
+    ring = (fulls, empties, xs, Bs, Cs, steps_s, sums_s)
     gl.warp_specialize([
-        (consume, (y_desc, fulls, empties, xs, Bs, Cs, steps_s, sums_s, Ss, ys, D, initial, local, local_sums, sums,
-                   final, chunks, part, parts, first, last, b, u + 0, H, BLOCKS, STAGES)),
-        (produce, (x_desc, B_desc, C_desc, decays_desc, fulls, empties, xs, Bs, Cs, steps_s, sums_s, b,
-                   u // (per_group * BLOCKS), u * P, at, size, first, last, STAGES)),
+        (consume, (y_desc, ring, Ss, ys, D, initial, local, local_sums, sums, final, flags, begin, stop, chunks, part,
+                   parts, H, BLOCKS, STAGES)),
+        (produce, (x_desc, B_desc, C_desc, decays_desc, ring, begin, stop, chunks, size, H, per_group, BLOCKS, STAGES)),
     ], [1], [24])

@@ -74,12 +74,12 @@ def rows_of_steps(dt: Tensor) -> Tensor:
 
 def _decays(
     call: Call, x: Tensor, B: Tensor, dt: Tensor, dt_bias: Tensor | None, A: Tensor, softplus: bool,
-    documents: Tensor | None,
+    documents: Tensor | None, flags: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Steps and sums of decays, and the documents (b c*q) that the kernels still have to keep apart."""
     documents = call.padded(documents)
     if _by_gaps(x, B):
-        return call.prepare(dt, dt_bias, A, softplus, documents), None
+        return call.prepare(dt, dt_bias, A, softplus, documents, flags), None
     return call.prepare(dt, dt_bias, A, softplus, None), documents
 
 
@@ -98,9 +98,11 @@ def _forward(
     on_hopper = hopper.takes(x, B) and z is None
     kernel = "hopper_forward" if on_hopper else "ssd_forward"
     call = Call(kernel, x, B)
-    decays, documents = _decays(call, x, B, dt, dt_bias, A, softplus, documents)
-    steps, sums = decays[0], decays[1]
     use, parts, part_chunks = call.walk(kernel, call.b * call.h)
+    share = call.share(call.p // hopper.COLUMNS) if on_hopper and parts == 1 else 0
+    flags = x.new_empty(call.b, call.h, dtype=torch.int64) if share else None
+    decays, documents = _decays(call, x, B, dt, dt_bias, A, softplus, documents, flags)
+    steps, sums = decays[0], decays[1]
     local, local_sums = None, None
     if parts > 1 and on_hopper:
         local, local_sums = hopper.walk_parts(call, x, B, None, None, decays, parts, part_chunks)
@@ -109,7 +111,8 @@ def _forward(
     y, ungated = torch.empty_like(x), torch.empty_like(x if z is not None else x[:0])
     final = x.new_empty(call.b, call.h, call.p, call.n, dtype=torch.float32)
     if on_hopper:
-        hopper.forward(call, x, B, C, decays, D, initial, local, local_sums, y, final, parts, part_chunks, use)
+        hopper.forward(call, x, B, C, decays, D, initial, local, local_sums, flags, y, final, parts,
+                       share or part_chunks, use)
         return y, final, ungated
     ssd_forward.ssd_forward[(call.h, parts, call.b)](
         x, B, C, steps, sums, D, z, initial, documents, local, local_sums, y, ungated, final, call.t, call.chunks,
@@ -157,24 +160,23 @@ def backward(
     states = x.new_empty(2, call.b, call.chunks, call.h, call.p, call.n)
     edges, dedges = states[0], states[1]
     dinitial = x.new_empty(call.b, call.h, call.p, call.n, dtype=torch.float32)
-    vectors = steps.new_empty(6, *steps.shape)
     if hopper.takes(x, B):
         hopper.boundaries(call, x, B, dy, C, decays, initial, dfinal, dinitial, states)
     else:
         _boundaries(call, x, B, dy, C, steps, sums, documents, initial, dfinal, edges, dedges, dinitial)
     if hopper.takes(x, B) and call.p == hopper.COLUMNS:
-        dx, dB, dC, passing = hopper.within(call, x, B, dy, C, D, decays, edges, dedges, vectors)
+        dx, dB, dC, passing, vectors = hopper.gradients(call, x, B, dy, C, D, decays, edges, dedges)
     else:
-        dx, dB, dC, passing = _within(call, x, B, dy, C, D, steps, sums, documents, edges, dedges, vectors)
-    direct, enclosed, crossed, entering, leaving, skipped = vectors.unbind()
-    scalars = steps.new_empty(3, call.b, call.chunks, call.h)
+        dx, dB, dC, passing, vectors = _within(call, x, B, dy, C, D, steps, sums, documents, edges, dedges)
+    direct, enclosed, crossed, entering, leaving, skipped = vectors
+    chunks = passing.shape[1]
+    scalars = steps.new_empty(3, call.b, chunks, call.h)
     dA, dbias, dD = scalars.unbind()
     ddt = torch.empty(dt.shape, dtype=dt.dtype, device=dt.device)
-    ssd_backward.ssd_finish[(call.b * call.chunks, triton.cdiv(call.h, HEADS_A_PROGRAM))](
+    ssd_backward.ssd_finish[(call.b * chunks, triton.cdiv(call.h, HEADS_A_PROGRAM))](
         dt, dt_bias, A, steps, direct, enclosed, crossed, entering, leaving, passing, skipped, ddt, dA,
-        None if dt_bias is None else dbias, None if D is None else dD, call.t, call.chunks, dt.stride(1),
-        scalars[0].numel(), H=call.h, Q=call.Q, BH=HEADS_A_PROGRAM, SOFTPLUS=softplus, PASSING=len(passing),
-        num_warps=4)
+        None if dt_bias is None else dbias, None if D is None else dD, call.t, chunks, dt.stride(1),
+        H=call.h, Q=call.Q * call.chunks // chunks, BH=HEADS_A_PROGRAM, SOFTPLUS=softplus, num_warps=4)
     dA, dbias, dD = scalars.sum((1, 2)).unbind()
     return (dx, ddt, dA.to(A.dtype, copy=True), dB, dC, _or_empty(D, dD, dy), _or_empty(dt_bias, dbias, dy),
             _or_empty(initial, dinitial, dy))
@@ -199,16 +201,17 @@ def _boundaries(
 
 def _within(
     call: Call, x: Tensor, B: Tensor, dy: Tensor, C: Tensor, D: Tensor | None, steps: Tensor, sums: Tensor,
-    documents: Tensor | None, edges: Tensor, dedges: Tensor, vectors: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, dB, dC and passing (1 b c h); fills vectors: direct, enclosed, crossed, entering, leaving and skipped."""
+    documents: Tensor | None, edges: Tensor, dedges: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor | None, ...]]:
+    """dx, dB, dC, passing (b c h), and the vectors that `ssd_finish` takes."""
     use = call.launch("ssd_gram")
     split = call.split(use.pop("PROGRAMS"))
     tiles = dict(H=call.h, G=call.g, BP=tile(call.p), BN=tile(call.n), Q=use.pop("Q"), SPLIT=split,
                  PRECISION=call.precision)
     grid = (call.chunks, call.g * split, call.b)
-    passing = steps.new_empty(1, call.b, call.chunks, call.h)
-    direct, enclosed, crossed, entering, leaving, skipped = vectors.unbind()
+    passing = steps.new_empty(call.b, call.chunks, call.h)
+    vectors = steps.new_empty(6, *steps.shape).unbind()
+    direct, enclosed, crossed, entering, leaving, skipped = vectors
     pairs = x.new_empty(call.b, call.chunks, call.g, split, call.Q, call.Q)
     ssd_backward.ssd_gram[(3 * call.chunks, *grid[1:])](
         *(_rows_of(v, call.Q // 2) for v in (x, dy, B, C)), steps, sums, documents, pairs, enclosed, crossed,
@@ -227,7 +230,7 @@ def _within(
                                 call.chunks, **tiles, **call.launch("ssd_keys"))
     if split > 1:
         dB, dC = (v.view(split, *B.shape).sum(0).to(B.dtype) for v in (dB, dC))
-    return dx, dB, dC, passing
+    return dx, dB, dC, passing, vectors
 
 
 def _rows_of(v: Tensor, rows: int) -> TensorDescriptor:

@@ -202,12 +202,11 @@ def ssd_keys(
 @triton.jit(do_not_specialize=LENGTHS)
 def ssd_finish(
     dt, dt_bias, A, steps, direct, enclosed, crossed, entering, leaving, passing, skipped, ddt, dA, dbias, dD, t,
-    chunks, row_stride, size, H: tl.constexpr, Q: tl.constexpr, BH: tl.constexpr, SOFTPLUS: tl.constexpr,
-    PASSING: tl.constexpr,
+    chunks, row_stride, H: tl.constexpr, Q: tl.constexpr, BH: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):
     """ddt (b t h); dA, dbias, dD (b c h), to be summed over b and c: program (b c, block of heads).
 
-    passing comes in PASSING arrays of `size` numbers, to be added.
+    Without `crossed`, chunks have no halves between which pairs are told apart.
     """
     c = tl.program_id(0) % chunks
     b = (tl.program_id(0) // chunks).to(tl.int64)
@@ -218,12 +217,13 @@ def ssd_finish(
     mask = real[None, :]
     out = (b * chunks + c) * H + heads
     # of the decay at one token: pairs within the chunk and the entering state act from it on, what leaves up to it
-    later = tl.load(enclosed + at, mask=mask, other=0) + tl.load(crossed + at, mask=mask, other=0)
+    later = tl.load(enclosed + at, mask=mask, other=0)
+    if crossed is not None:
+        later += tl.load(crossed + at, mask=mask, other=0)
     later += tl.load(entering + at, mask=mask, other=0)
     earlier = tl.load(leaving + at, mask=mask, other=0)
     dlog = tl.cumsum(later, 0, reverse=True) + tl.cumsum(earlier, 0) - earlier
-    for i in tl.static_range(PASSING):
-        dlog += tl.load(passing + i * size + out, mask=real, other=0)[None, :]
+    dlog += tl.load(passing + out, mask=real, other=0)[None, :]
     step = tl.load(steps + at, mask=mask, other=0)
     rate = tl.load(A + heads, mask=real, other=0).to(tl.float32)
     gradient = tl.load(direct + at, mask=mask, other=0) + dlog * rate[None, :]

@@ -10,8 +10,7 @@ from hinny.ops.kernels import ssd_backward, ssd_forward
 from hinny.ops.kernels.compile import Compilation
 from hinny.ops.kernels.hopper_boundaries import hopper_boundaries
 from hinny.ops.kernels.hopper_forward import hopper_forward
-from hinny.ops.kernels.hopper_keys import hopper_keys
-from hinny.ops.kernels.hopper_within import hopper_within
+from hinny.ops.kernels.hopper_gradients import hopper_gradients
 from hinny.ops.kernels.launches import FALLBACK, find, rules
 from hinny.ops.kernels.ssd_call import HEADS_A_PROGRAM, tile
 
@@ -23,17 +22,19 @@ BY_TILE = {"ssd_gram": ("x", "dy", "B", "C"), "ssd_inputs": ("x", "dy", "B", "C"
 """Kernel → arguments that are tensor descriptors."""
 
 HOPPER: tuple[tuple[Any, int, int, tuple[str, ...], bool], ...] = (
-    (hopper_forward, 128, 1, ("initial", "local", "local_sums"), False), (hopper_forward, 128, 2, (), False),
-    (hopper_forward, 64, 1, ("D", "local", "local_sums"), False),
+    (hopper_forward, 128, 1, ("initial", "local", "local_sums", "flags"), False),
+    (hopper_forward, 128, 2, ("flags",), False), (hopper_forward, 64, 1, ("D", "local", "local_sums", "flags"), False),
+    (hopper_forward, 128, 1, ("local", "local_sums"), False), (hopper_forward, 128, 2, ("local", "local_sums"), False),
     (hopper_boundaries, 128, 1, ("initial", "dfinal", "local", "local_sums"), False),
     (hopper_boundaries, 128, 2, (), False), (hopper_boundaries, 64, 1, ("local", "local_sums"), False),
     (hopper_boundaries, 128, 1, ("states_desc", "initial", "dfinal", "dinitial"), True),
-    (hopper_within, 128, 1, (), False), (hopper_within, 64, 1, ("D", "skipped"), False),
-    (hopper_keys, 128, 1, (), True), (hopper_keys, 128, 1, (), False), (hopper_keys, 64, 1, (), True))
+    (hopper_gradients, 128, 1, (), True), (hopper_gradients, 128, 1, ("D",), False),
+    (hopper_gradients, 64, 1, (), True))
 """Gluon kernels: state, blocks of 64 columns, arguments that are not given; whether parts are walked by themselves, or
 the heads of a group are one program's."""
 
-WHOLE = ("size", "chunks", "parts", "part_chunks", "H", "per_group", "batch", "heads", "split", "units", "t")
+WHOLE = ("size", "chunks", "parts", "part_chunks", "length", "H", "per_group", "batch", "heads", "split", "t",
+         "tiles")
 """Arguments of the Gluon kernels that are whole numbers."""
 
 SPILLS = {
@@ -41,6 +42,7 @@ SPILLS = {
                    "gate runs on hopper_forward, which spills nothing",
     "ssd_inputs": "chunks of 128 with spills took 0.73 ms at the 8B shape, chunks of 64 without 0.55, but then the "
                   "states at chunk edges, twice as many, cost 0.2 ms more",
+    "hopper_gradients": "a few numbers that the compiler takes out of the loop in which partitions wait for work",
     "ssd_queries": "products of float32 keep each operand in three pieces, and states of 128 by 256 fill the registers",
 }
 """Kernel → why it may spill with a shipped configuration for Hopper; docs/log.md has the measurements."""
@@ -74,22 +76,23 @@ def _on_hopper(kernel: Any, n: int, blocks: int, absent: tuple[str, ...], local:
     name = kernel.fn.__name__
     use = find("sm90", name, p=64 * blocks, n=n, bits=16)
     Q = find("sm90", "hopper_forward" if name == "hopper_forward" else "ssd_gram", p=64 * blocks, n=n, bits=16)["Q"]
-    tokens = Q // 2 if kernel in (hopper_within, hopper_keys) else Q
-    tiles = {v: [1, tokens, 64] for v in ("x_desc", "y_desc", "dy_desc", "dx_desc")} | {"dys_desc": [1, Q, 64]}
-    tiles |= {v: [1, tokens, n] for v in ("B_desc", "C_desc")} | {"decays_desc": [Q], "pairs_desc": [1, Q // 2, Q // 2]}
+    tokens = Q // 2 if kernel is hopper_gradients else Q
+    tiles = {v: [1, tokens, 64] for v in ("x_desc", "y_desc", "dy_desc", "dx_desc")} | {"decays_desc": [Q]}
+    tiles |= {v: [1, tokens, n] for v in ("B_desc", "C_desc")}
     tiles |= {v: [1, 64, n] for v in ("states_desc", "S_desc", "dS_desc")}
-    tiles |= {v: [1, tokens, n] for v in ("dB", "dC")} if local else {}
-    constants = {"BLOCKS": blocks, "N": n, "STAGES": use.get("STAGES"), "LOCAL": local, "SPLIT": 1 if local else 2}
-    constants |= dict.fromkeys(absent)
+    constants = {"BLOCKS": blocks, "N": n, "STAGES": use.get("STAGES"), "LOCAL": local}
+    constants |= {key: use[key] for key in ("ORDER", "KEYS", "MIDDLE", "PRODUCE") if key in use} | dict.fromkeys(absent)
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    kinds = {"flags": "*i32"} | (dict.fromkeys(("dB", "dC"), "*bf16") if local else {})
     signature = {}
     for argument in kernel.arg_names:
         if argument in tiles and argument not in constants:
             signature[argument] = _tensordesc(tiles[argument], "fp32" if argument == "decays_desc" else "bf16")
         elif argument not in constants:
-            signature[argument] = "i32" if argument in WHOLE else "*bf16" if argument == "pairs" else "*fp32"
+            signature[argument] = "i32" if argument in WHOLE else kinds.get(argument, "*fp32")
     label = f"{name}-n{n}-blocks{blocks}{'-local' if local else ''}{'-' if absent else ''}{'-'.join(absent)}"
-    return Compilation(label, kernel, signature, constants, use["num_warps"], registers=use.get("maxnreg"))
+    return Compilation(label, kernel, signature, constants, use["num_warps"], registers=use.get("maxnreg"),
+                       may_spill=SPILLS.get(name, ""))
 
 
 def _tensordesc(shape: list[int], kind: str) -> str:
@@ -110,9 +113,9 @@ def _compilation(table: str, kernel: Any, Q: int, p: int, n: int, bits: int, dty
     name = kernel.fn.__name__
     use = find(table, name, p=p, n=n, bits=bits) if name in rules(table) else {"num_warps": 4, "num_stages": 3}
     constants: dict[str, Any] = dict(H=H, G=G, P=p, N=n, BP=use.get("BP", tile(p)), BN=tile(n), Q=Q, EVEN=not full,
-                                     SPLIT=1, BH=HEADS_A_PROGRAM, SOFTPLUS=True, LOCAL=False, PRECISION="tf32x3",
-                                     PASSING=2)
-    constants |= {} if full else dict.fromkeys(("z", "documents", "initial", "local", "local_sums", "ungated"))
+                                     SPLIT=1, BH=HEADS_A_PROGRAM, SOFTPLUS=True, LOCAL=False, PRECISION="tf32x3")
+    constants |= {} if full else dict.fromkeys(("z", "documents", "initial", "local", "local_sums", "ungated", "flags"))
+    constants |= {"crossed": None} if name == "ssd_finish" and not full else {}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     rows = Q // 2 if name == "ssd_gram" else Q
     tiles = {"edges": [1, tile(p), tile(n)], "dedges": [1, tile(p), tile(n)]}
@@ -122,7 +125,8 @@ def _compilation(table: str, kernel: Any, Q: int, p: int, n: int, bits: int, dty
     for v in kernel.arg_names:
         if v in constants:
             continue
-        kind = dtype if v in IN_INPUT_TYPE else "i32" if v in (*NUMBERS, "documents") else "fp32"
+        kind = (dtype if v in IN_INPUT_TYPE else "i32" if v in (*NUMBERS, "documents") else
+                "i64" if v == "flags" else "fp32")
         signature[v] = (kind if v in NUMBERS else f"tensordesc<{kind}{tiles[v]}>" if v in BY_TILE.get(name, ())
                         else f"*{kind}")
     return Compilation(f"{name}-{dtype}-p{p}-n{n}{'-everything' if full else ''}", kernel, signature, constants,

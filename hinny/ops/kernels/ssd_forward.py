@@ -21,12 +21,13 @@ LENGTHS = ["t", "chunks", "parts", "part_chunks"]  # one compilation for all len
 
 @triton.jit(do_not_specialize=LENGTHS)
 def ssd_prepare(
-    dt, dt_bias, A, documents, steps, sums, t, chunks, row_stride,
+    dt, dt_bias, A, documents, steps, sums, flags, t, chunks, row_stride,
     H: tl.constexpr, Q: tl.constexpr, BH: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):
     """dt (b t h) → steps, sums (b h c*q) float32; sums are inclusive, of dt A log2(e) since the chunk's start.
 
     With documents (b c*q) sums drop by GAP where one begins: then kernels that know of no documents keep them apart.
+    flags (b h) become zero: those of `hopper_forward`.
     """
     c = tl.program_id(0) % chunks
     b = (tl.program_id(0) // chunks).to(tl.int64)
@@ -49,6 +50,8 @@ def ssd_prepare(
         begins = tl.load(at) != tl.load(at - 1, mask=tokens > 0, other=0)
         log_decay += tl.where(begins, GAP, 0.0)[:, None]
     tl.store(sums + out, tl.cumsum(log_decay, 0), mask=real[None, :])
+    if flags is not None:
+        tl.store(flags + b * H + heads, 0, mask=real & (c == 0))
 
 
 @triton.jit

@@ -106,6 +106,16 @@ def test_a_sequence_walked_in_parts(packed: bool, monkeypatch: pytest.MonkeyPatc
     assert_right(given(1, 150, 2, 16, 1, 16, *EVERYTHING), segments=segments)
 
 
+def test_flags_of_walks_are_lowered() -> None:
+    """All of them, for heads that do not fill a program's last set, beside decays that do not change."""
+    values = given(2, 150, 21, 16, 1, 16)
+    call = ssd_call.Call("ssd_forward", values["x"].float(), values["B"].float())
+    flags = torch.full((2, 21), 2 ** 40 + 1)
+    decays = call.prepare(values["dt"].float(), None, values["A"].float(), True, None, flags)
+    assert not flags.any()
+    assert torch.equal(decays, call.prepare(values["dt"].float(), None, values["A"].float(), True, None))
+
+
 def test_heads_of_a_group_shared_by_programs() -> None:
     assert_right(given(1, 33, 8, 16, 2, 16, "D"))
 
