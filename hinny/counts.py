@@ -75,7 +75,7 @@ def _zero(_: int) -> int:
 def _mamba2(model: ModelConfig) -> LayerCounts:
     c, d = model.mamba2, model.d_model
     assert c is not None
-    d_inner = c.expand * d
+    d_inner = c.d_inner(d)
     heads, groups = d_inner // c.head_dim, c.n_groups * c.d_state
     channels = d_inner + 2 * groups
     in_proj = 2 * d_inner + 2 * groups + heads

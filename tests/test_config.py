@@ -128,6 +128,22 @@ def test_every_fault_is_named_at_once(data: dict) -> None:
     assert "optim.lr is -1.0" in message
 
 
+def test_the_width_of_mamba2_is_given_in_one_way(data: dict) -> None:
+    rule = "model.mamba2: give one of expand and n_heads, which both set d_inner; found"
+    assert f"{rule} expand (2) and n_heads (6)." in refused(change(copy.deepcopy(data), "model.mamba2.n_heads", 6))
+    assert f"{rule} neither." in refused(change(data, "model.mamba2.expand", None))
+
+
+def test_mamba2_may_have_any_number_of_heads(data: dict, tmp_path: Path) -> None:
+    change(change(data, "model.mamba2.expand", None), "model.mamba2.n_heads", 7)
+    recipe = validate(Recipe, data, "mine.toml")
+    assert recipe.model.mamba2.d_inner(recipe.model.d_model) == 7 * 32
+    (tmp_path / "mine.toml").write_text(to_toml(recipe))
+    assert validate(Recipe, read_toml(tmp_path / "mine.toml"), "again") == recipe
+    assert "n_groups (2) must divide the number of heads, mamba2.n_heads = 7" in refused(
+        change(data, "model.mamba2.n_groups", 2))
+
+
 @pytest.mark.parametrize(("section", "symbol"), [("mamba2", "M"), ("attention", "*"), ("mlp", "-")])
 def test_a_layer_without_its_section_is_refused(data: dict, section: str, symbol: str) -> None:
     message = refused(change(data, f"model.{section}", None))

@@ -12,8 +12,10 @@ from hinny.errors import ConfigError
 from hinny.model import Model
 
 SWIGLU = {"mlp": {"d_ff": 24, "activation": "swiglu"}}
+WIDE = {"mamba2": dict(d_state=8, head_dim=8, n_groups=5, n_heads=5, d_conv=4, chunk_len=4)}
+"""Mamba-2 with 40 channels in a model 16 wide."""
 VARIANTS = [(pattern, {}) for pattern in PATTERNS] + [
-    ("*-", SWIGLU), ("M-M*-", {"norm": "layernorm1p"}), ("1*M-", {"tie_embeddings": True})]
+    ("M-M*-", WIDE), ("*-", SWIGLU), ("M-M*-", {"norm": "layernorm1p"}), ("1*M-", {"tie_embeddings": True})]
 
 
 def on_meta(config: ModelConfig) -> Model:

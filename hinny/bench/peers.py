@@ -65,10 +65,12 @@ def _refuse(wrong: bool, what: str) -> None:
 def _mamba2_options(config: ModelConfig) -> dict[str, Any]:
     c = config.mamba2
     assert c is not None
+    d_inner = c.d_inner(config.d_model)
     _refuse(c.n_groups > 1, "grouped gated norm (n_groups > 1)")
+    _refuse(d_inner % config.d_model > 0, f"inner width of {d_inner}, no multiple of d_model ({config.d_model})")
     _refuse(config.norm != "rmsnorm", f"norm {config.norm!r}")
     return dict(num_hidden_layers=config.depth, state_size=c.d_state, head_dim=c.head_dim, n_groups=c.n_groups,
-                num_heads=c.expand * config.d_model // c.head_dim, expand=c.expand, conv_kernel=c.d_conv,
+                num_heads=d_inner // c.head_dim, expand=d_inner // config.d_model, conv_kernel=c.d_conv,
                 chunk_size=c.chunk_len, layer_norm_epsilon=config.norm_eps)
 
 
@@ -98,10 +100,10 @@ def _nemotron_h_options(config: ModelConfig) -> dict[str, Any]:
     options: dict[str, Any] = dict(layers_block_type=[names[s] for s in pattern.parse(config.pattern)],
                                    layer_norm_epsilon=config.norm_eps)
     if c := config.mamba2:
-        options |= dict(ssm_state_size=c.d_state, mamba_head_dim=c.head_dim, n_groups=c.n_groups, expand=c.expand,
+        options |= dict(ssm_state_size=c.d_state, mamba_head_dim=c.head_dim, n_groups=c.n_groups,
                         # transformers clamps time steps at time_step_min (and takes its log); the paper has no clamp
                         time_step_min=1e-30, conv_kernel=c.d_conv,
-                        mamba_num_heads=c.expand * config.d_model // c.head_dim,
+                        mamba_num_heads=c.d_inner(config.d_model) // c.head_dim,
                         chunk_size=c.chunk_len)
     if a := config.attention:
         options |= dict(num_attention_heads=a.n_heads, num_key_value_heads=a.n_kv_heads, head_dim=a.head_dim)

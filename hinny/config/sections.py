@@ -53,10 +53,27 @@ class Mamba2Config(TimeSteps):
     head_dim: Positive
     n_groups: Positive
     """Heads that share B and C; also the number of groups of the gated norm."""
-    expand: Positive
+    expand: Positive | None = None
+    """d_inner is expand * d_model. Give this or n_heads."""
+    n_heads: Positive | None = None
+    """d_inner is n_heads * head_dim: for widths that no whole `expand` gives."""
     d_conv: Positive
     chunk_len: Positive
     """Length of the quadratic blocks of the SSD algorithm; it changes speed, not the result."""
+
+    @model_validator(mode="after")
+    def _check_width(self) -> Mamba2Config:
+        if (self.expand is None) == (self.n_heads is None):
+            found = "neither" if self.expand is None else f"expand ({self.expand}) and n_heads ({self.n_heads})"
+            raise ValueError(f"give one of expand and n_heads, which both set d_inner; found {found}.")
+        return self
+
+    def d_inner(self, d_model: int) -> int:
+        """Channels of x and z, in a model of width d_model."""
+        if self.n_heads is not None:
+            return self.n_heads * self.head_dim
+        assert self.expand is not None
+        return self.expand * d_model
 
 
 class AttentionConfig(Section):
@@ -153,13 +170,14 @@ class ModelConfig(Section):
         if self.output_init_std is not None and not {"*", "-"} & set(symbols):
             raise ValueError("output_init_std has no effect: pattern has no attention and no MLP; remove it.")
         if m := self.mamba2:
-            d_inner = m.expand * self.d_model
+            d_inner = m.d_inner(self.d_model)
             if d_inner % m.head_dim:
                 raise ValueError(
                     f"mamba2.head_dim ({m.head_dim}) must divide d_inner = expand * d_model = {d_inner}.")
             if (d_inner // m.head_dim) % m.n_groups:
+                heads = "mamba2.n_heads" if m.n_heads else "expand * d_model / head_dim"
                 raise ValueError(f"mamba2.n_groups ({m.n_groups}) must divide the number of heads, "
-                                 f"expand * d_model / head_dim = {d_inner // m.head_dim}.")
+                                 f"{heads} = {d_inner // m.head_dim}.")
         return self
 
     @property

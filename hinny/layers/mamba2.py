@@ -32,7 +32,7 @@ class Mamba2(nn.Module):
         super().__init__()
         assert config.mamba2 is not None
         self.config = c = config.mamba2
-        d_inner = c.expand * config.d_model
+        d_inner = c.d_inner(config.d_model)
         n_heads, d_groups = d_inner // c.head_dim, c.n_groups * c.d_state
         self.in_proj = SplitLinear(config.d_model, {"z": d_inner, "x": d_inner, "B": d_groups, "C": d_groups,
                                                     "dt": n_heads})

@@ -17,12 +17,15 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own, about absent CUDA kernels
 
 GROUPED = dict(d_state=8, head_dim=8, n_groups=2, expand=2, d_conv=4, chunk_len=8)
+WIDE = {key: value for key, value in GROUPED.items() if key != "expand"} | dict(n_heads=5, n_groups=1)
+"""40 channels in a model 16 wide: no whole `expand`."""
 CASES: dict[str, dict[str, Any]] = {
     "mamba": dict(pattern="11"),
     "mamba2": dict(pattern="MM", mamba2=GROUPED | dict(n_groups=1)),
     "transformer": dict(pattern="*-*-", norm="layernorm1p", mlp=dict(d_ff=24, activation="relu2")),
     "hybrid": dict(pattern="M-M*-", mamba2=GROUPED, attention=dict(n_heads=4, n_kv_heads=2, head_dim=8,
                                                                     positions="none")),
+    "wide": dict(pattern="M-", mamba2=WIDE | dict(n_groups=5)),
 }
 TOKENS = torch.randint(37, (2, 21), generator=torch.Generator().manual_seed(3))
 
@@ -66,7 +69,8 @@ def test_greedy_generation_equals_transformers() -> None:
     assert torch.equal(torch.cat(ours, dim=1), theirs[:, 21:])
 
 
-@pytest.mark.parametrize("changes", [dict(pattern="MM", mamba2=GROUPED), dict(pattern="1M"), dict(pattern="*-"),
+@pytest.mark.parametrize("changes", [dict(pattern="MM", mamba2=GROUPED), dict(pattern="1M"),
+                                     dict(pattern="MM", mamba2=WIDE), dict(pattern="*-"),
                                      dict(pattern="*-", norm="layernorm1p", attention=CASES["hybrid"]["attention"])])
 def test_a_model_that_no_class_expresses_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="cannot be used with this recipe"):
