@@ -14,6 +14,7 @@ _PUBLIC = {
     "Engine": "hinny.infer.engine:Engine",
     "Model": "hinny.model:Model",
     "bench": "hinny.bench",
+    "convert": "hinny.checkpoint.convert:convert",
     "evaluate": "hinny.evals:evaluate",
     "generate": "hinny.infer.engine:generate",
     "load": "hinny.infer.engine:load",
@@ -27,12 +28,13 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Engine", "Model", "bench", "evaluate", "generate", "load", "load_recipe", "prepare", "report", "show", "study",
-    "train", "tune",
+    "Engine", "Model", "bench", "convert", "evaluate", "generate", "load", "load_recipe", "prepare", "report", "show",
+    "study", "train", "tune",
 ]
 
 if TYPE_CHECKING:
     from hinny.bench import bench
+    from hinny.checkpoint.convert import convert
     from hinny.config import load_recipe
     from hinny.data.prepare import prepare
     from hinny.evals import evaluate

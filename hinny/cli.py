@@ -40,24 +40,9 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    from rich.console import Console
-    from rich.table import Table
+    from hinny.show import render_rows
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("what", "shape"):
-        table.add_column(name)
-    for name in ("value", "low", "high", "peer", "ratio"):
-        table.add_column(name, justify="right")
-    table.add_column("unit")
-    for r in rows:
-        peer = f"{r['peer_value']:,.4g} {r['peer']}" if r["peer"] else ""
-        numbers = ["" if r[name] is None else f"{r[name]:,.4g}" for name in ("value", "low", "high")]
-        ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}x"
-        table.add_row(r["what"], r["shape"], *numbers, peer, ratio, r["unit"])
-    Console().print(table)
+    print(json.dumps(rows, indent=1) if as_json else render_rows(rows))
 
 
 def _set_threads(threads: int | None) -> None:
@@ -151,6 +136,46 @@ def train(
         print(f"{folder}: saved at step {found.steps_done}; run the same command to go on.", file=sys.stderr)
         sys.exit(130)
     print(f"{folder}: finished at step {found.steps_done}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A checkpoint's folder or Hub id; with --to, a run directory.")],
+    target: Annotated[Path | None, typer.Argument(help="The run to write; with --to, the folder.")] = None,
+    to: Annotated[str | None, typer.Option(help="Write a run in this format, nemotron_h for instance.")] = None,
+    source_format: Annotated[str | None, typer.Option("--from", help="SOURCE's format, where it is not clear.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the mapping, write nothing.")] = False,
+    layout: Annotated[str | None, typer.Option(help="megatron: names, released or current.")] = None,
+    tp: Annotated[int, typer.Option(min=1, help="megatron: tensor-parallel ranks.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="megatron: pipeline-parallel ranks.")] = 1,
+    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer's file, bytes, or none.")] = None,
+    verify: Annotated[str | None, typer.Option(help="Hold it against what is known of this release; without TARGET, "
+                                                    "SOURCE is a run that was converted from it.")] = None,
+    piqa: Annotated[Path | None, typer.Option(help="With --verify: PIQA as JSON lines, to be scored.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Other programs' checkpoints into runs, and runs into theirs."""
+    from hinny.checkpoint.convert import convert as go
+    from hinny.checkpoint.shown import render
+    from hinny.progress import stage_bar
+
+    if piqa is not None and (verify is None or dry_run):
+        raise typer.BadParameter("--piqa goes with --verify, and not with --dry-run.")
+    is_run = verify is not None and target is None and not dry_run
+    if is_run and (to or source_format or layout or tokenizer or (tp, pp) != (1, 1)):
+        raise typer.BadParameter("without a TARGET only --piqa and --json go with --verify.")
+    found: dict[str, Any] = {}
+    with stage_bar() as progress:
+        if not is_run:
+            found = go(source, target, to=to, format=source_format, dry_run=dry_run, layout=layout, tp=tp, pp=pp,
+                       tokenizer=tokenizer, verify=verify, progress=progress)
+        if verify is not None and not dry_run:
+            from hinny.evals.released import verify as check
+
+            found["checks"] = check(target or source, verify, piqa=piqa, progress=progress)
+    print(json.dumps(found, indent=1) if as_json else render(found))
+    if found.get("problems") or not all(item["passed"] for item in found.get("checks", [])):
+        sys.exit(1)
 
 
 @app.command("eval")

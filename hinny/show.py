@@ -104,6 +104,25 @@ def render(figures: dict[str, Any], console: Console | None = None) -> str:
     return captured.get().rstrip("\n")
 
 
+def render_rows(rows: list[dict[str, Any]]) -> str:
+    """Rows of results (hinny.run.row) as a table as wide as the terminal."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("what", "shape"):
+        table.add_column(name)
+    for name in ("value", "low", "high", "peer", "ratio"):
+        table.add_column(name, justify="right")
+    table.add_column("unit")
+    for r in rows:
+        peer = f"{r['peer_value']:,.4g} {r['peer']}" if r["peer"] else ""
+        numbers = ["" if r[name] is None else f"{r[name]:,.4g}" for name in ("value", "low", "high")]
+        ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}x"
+        table.add_row(r["what"], r["shape"], *numbers, peer, ratio, r["unit"])
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")
+
+
 def _drawing(figures: dict[str, Any]) -> Group:
     kinds = ", ".join(f"{number} {kind}" for kind, number in figures["layers"].items())
     drawing = [_coloured(line, ruler=i % 2 == 0) for i, line in enumerate(patterns.draw(figures["pattern"]))]

@@ -69,6 +69,27 @@ def test_a_run_goes_from_text_to_text(run, tmp_path: Path) -> None:
     assert out.endswith("\n")
 
 
+def test_a_run_goes_out_and_comes_back(run, trained_run: Run, tmp_path: Path) -> None:
+    code, out, err = run("convert", trained_run.path, tmp_path / "out", "--to", "megatron", "--dry-run")
+    assert code == 0, err
+    assert "nothing was written" in out
+    assert not (tmp_path / "out").exists()
+    code, out, err = run("convert", trained_run.path, tmp_path / "out", "--to", "megatron", "--layout", "released")
+    assert code == 0, err
+    assert "written in" in out
+    code, out, err = run("convert", tmp_path / "out", "--dry-run")
+    assert code == 0, err
+    assert "mixer.in_proj.weight" in out
+    assert "layers.0.layer.in_proj.z.weight" in out
+    assert "every name, shape and type is right" in out
+    code, out, err = run("convert", tmp_path / "out", tmp_path / "back", "--json")
+    assert code == 0, err
+    assert json.loads(out)["parameters"] == json.loads((tmp_path / "back" / "checkpoints" / "step-00000000" /
+                                                        "meta.json").read_text())["source"]["parameters"]
+    first = run("generate", trained_run.path, "the self", "--max-tokens", 5)
+    assert run("generate", tmp_path / "back", "the self", "--max-tokens", 5) == first
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (("show", "8b-hybird"), "Did you mean 8b-hybrid?"),
     (("show", "tiny-hybrid", "model.d_modle=4"), "Did you mean model.d_model?"),
@@ -81,6 +102,13 @@ def test_a_run_goes_from_text_to_text(run, tmp_path: Path) -> None:
     (("bench", "kernel"), "known: generate, kernels, train"),
     (("bench", "kernels", "--only", "no-such-case"), "fits no case"),
     (("prepare", "x", "--text", "no-such-text"), "no-such-text"),
+    (("convert", "no-such-folder", "x"), "no folder, and no Hub id"),
+    (("convert", "recipes", "x"), "no checkpoint that hinny knows; it holds 130m-"),
+    (("convert", "recipes", "x", "--from", "gguf"), "unknown format 'gguf'"),
+    (("convert", "no-such-run", "x", "--to", "llama"), "not a run directory"),
+    (("convert", "no-such-run"), "a target is needed"),
+    (("convert", "recipes", "--verify", "mamba2-8b-3t-4k"), "has no checkpoint"),
+    (("convert", "recipes", "--verify", "mamba3-8b"), "known releases: mamba2-8b-3t-4k"),
 ])
 def test_a_mistake_gets_one_message(run, arguments: tuple[str, ...], message: str) -> None:
     code, out, err = run(*arguments)
@@ -95,6 +123,9 @@ def test_a_mistake_gets_one_message(run, arguments: tuple[str, ...], message: st
     ("show", "--pattern", "--layers", "4", "--hardware", "H100"),
     ("bench", "train"), ("bench", "train", "--recipe", "tiny-hybrid", "--contexts", "4"), ("bench", "generate"),
     ("bench", "kernels", "--threads", "2"), ("bench", "generate", "--run", "x", "--only", "ssd.*"),
+    ("convert",), ("convert", "x", "y", "--piqa", "z"), ("convert", "x", "--verify", "y", "--to", "llama"),
+    ("convert", "x", "--verify", "y", "--tp", "2"),
+    ("convert", "x", "y", "--tp", "0"),
     ("eval", "x", "heldout", "--lengths", "a,b"), ("no-such-verb",), ("show", "tiny-hybrid", "--no-such-option")])
 def test_an_option_acts_or_is_refused(run, arguments: tuple[str, ...]) -> None:
     code, out, err = run(*arguments)

@@ -3,6 +3,8 @@
     checkpoints/step-00000100/    .metadata and *.distcp as DCP writes them, and
                     meta.json     step, sha256 of each file, the recipe and its fingerprint, the data's fingerprint …
 
+A run that was converted holds weights alone at step 0 (hinny.checkpoint.weights); they are loaded and verified alike.
+
 A checkpoint is whole or absent: it is written into `.partial-step-…`, synced to the disk and renamed. The last KEEP
 are kept. Checksums are verified before anything is read. Only tensors are stored and they are read without running
 code, but DCP's own `.metadata` is a pickle: load checkpoints of your own runs, not a stranger's.
@@ -12,13 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -31,6 +31,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from hinny.checkpoint import weights as weight_files
+from hinny.checkpoint.disk import PARTIAL, sha256
+from hinny.checkpoint.disk import sync as _sync
+from hinny.checkpoint.disk import write_synced as _write_synced
+from hinny.checkpoint.formats.foreign import Tensors
+from hinny.checkpoint.weights import one_process
 from hinny.config import Recipe
 from hinny.errors import CheckpointError
 from hinny.model import Model
@@ -38,8 +44,6 @@ from hinny.run import Run
 
 KEEP = 2
 """Checkpoints that stay: the last, and the one before it in case the last is damaged on the disk."""
-
-PARTIAL = ".partial-"
 
 
 def save(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
@@ -55,12 +59,12 @@ def save(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
     partial = final.with_name(PARTIAL + final.name)
     try:
         partial.mkdir(parents=True)
-        with _one_process():
+        with one_process():
             # tensors alone: the optimiser's groups and settings come from the recipe
             state = {"model": get_model_state_dict(model),
                      "optimizer": get_optimizer_state_dict(model, optimizer)["state"]}
             dcp.save(state, storage_writer=dcp.FileSystemWriter(partial, sync_files=True), no_dist=True)
-        sums = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+        sums = {file.name: sha256(file) for file in sorted(partial.iterdir())}
         _write_synced(partial / "meta.json", json.dumps({"step": step, "files": sums, **extra}, indent=1) + "\n")
         _sync(partial)
         _sync_file(run.path / "metrics.jsonl")
@@ -75,7 +79,8 @@ def save(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     with _removing(run):
-        for old in run.checkpoint_folders()[:-KEEP]:
+        # what was converted is no step of the training: it stays, whatever is trained on from it
+        for old in [f for f in run.checkpoint_folders() if not weight_files.are_in(f)][:-KEEP]:
             _remove(old)
     return final
 
@@ -96,12 +101,20 @@ def load(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer | None = N
          step: int | None = None) -> dict[str, Any]:
     """Fill `model` and `optimizer`, in place, from the newest checkpoint or that of `step`; returns its meta.json.
 
-    Raises CheckpointError if there is none, if a file is damaged, or if it does not fit the model.
+    Raises CheckpointError if there is none, if a file is damaged, or if it does not fit the model; also if an
+    optimiser is to be filled from a checkpoint that holds weights alone.
     """
     folder = _folder(run, step)
     meta = read_meta(run, step)
     _verify(run, folder, meta)
-    with _one_process():
+    if weight_files.are_in(folder):
+        if optimizer is not None:
+            raise CheckpointError(f"{folder} holds converted weights and no optimiser state, so no training can be "
+                                  "resumed from it; one can begin anew from these weights.")
+        _check_names(folder, set(model.state_dict()))
+        weight_files.fill(model, folder)
+        return meta
+    with one_process():
         weights = get_model_state_dict(model)
         state: dict[str, Any] = {"model": weights}
         if optimizer is not None:
@@ -127,8 +140,22 @@ def read_meta(run: Run, step: int | None = None) -> dict[str, Any]:
         raise _damaged(run, folder, "meta.json", str(fault)) from None
 
 
-def load_model(run: Run | str | Path, device: str | torch.device = "cpu", step: int | None = None) -> Model:
-    """The model of `run` with the weights of its newest checkpoint or that of `step`, in evaluation mode."""
+def read_weights(run: Run, step: int | None = None) -> Tensors:
+    """The weights of the newest checkpoint, or that of `step`, verified and read one at a time."""
+    folder = _folder(run, step)
+    _verify(run, folder, read_meta(run, step))
+    return weight_files.stored(folder)
+
+
+def load_model(run: Run | str | Path, device: str | torch.device = "cpu", step: int | None = None,
+               dtype: Literal["stored"] | None = None) -> Model:
+    """The model of `run` with the weights of its newest checkpoint or that of `step`, in evaluation mode.
+
+    dtype: None for float32 parameters; "stored" for the types in the checkpoint, so that bfloat16 weights take two
+    bytes each. On the CPU these are mapped from the files, which must then stay as they are.
+    """
+    if dtype not in (None, "stored"):
+        raise CheckpointError(f'dtype is {dtype!r}; it must be None (float32) or "stored".')
     run = run if isinstance(run, Run) else Run(run)
     recipe = run.recipe
     saved = read_meta(run, step)["recipe"]["model"]
@@ -136,9 +163,15 @@ def load_model(run: Run | str | Path, device: str | torch.device = "cpu", step: 
         raise CheckpointError(f"{run.path}: [model] in recipe.toml is not that of the checkpoint, for instance in "
                               f"{next(iter(changed))}. "
                               "Restore recipe.toml, or train again in another run directory.")
-    with torch.device(device):
+    with torch.device(device if dtype is None else "meta"):
         model = Model(recipe.model)
-    load(run, model, step=step)
+    if dtype is None:
+        load(run, model, step=step)
+        return model.eval()
+    folder = _folder(run, step)
+    _verify(run, folder, read_meta(run, step))
+    _check_names(folder, set(model.state_dict()))
+    weight_files.adopt(model, folder, device)
     return model.eval()
 
 
@@ -149,15 +182,16 @@ def fingerprint(recipe: Recipe) -> str:
 
 def differences(old: dict[str, Any], new: dict[str, Any], ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
     """Dotted key → (old value, new value), for every value of two nested tables that differs; None where absent."""
-    flat_old, flat_new = _flat(old), _flat(new)
+    flat_old, flat_new = flat(old), flat(new)
     changed = [key for key in {**flat_old, **flat_new} if flat_old.get(key) != flat_new.get(key)]
     return {key: (flat_old.get(key), flat_new.get(key)) for key in changed if key not in ignore}
 
 
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
     out: dict[str, Any] = {}
     for key, value in table.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return out
 
 
@@ -179,7 +213,7 @@ def _verify(run: Run, folder: Path, meta: dict[str, Any]) -> None:
 
 def _first_damaged(folder: Path, meta: dict[str, Any]) -> str | None:
     for name, expected in meta["files"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+        if not (folder / name).is_file() or sha256(folder / name) != expected:
             return name
     return None
 
@@ -199,9 +233,7 @@ def _damaged(run: Run, folder: Path, name: str, reason: str) -> CheckpointError:
 
 
 def _check_names(folder: Path, wanted: set[str]) -> None:
-    stored = {key.removeprefix("model.") for key in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-              if key.startswith("model.")}
-    if stored != wanted:
+    if (stored := set(weight_files.stored(folder).infos)) != wanted:
         odd = sorted(stored ^ wanted)
         raise CheckpointError(f"{folder} is not a checkpoint of this model: {len(odd)} weights are on one side only, "
                               f"for instance {odd[0]}.")
@@ -227,14 +259,6 @@ def _removing(run: Run) -> Iterator[None]:
             "run the same command to go on from there.") from None
 
 
-@contextmanager
-def _one_process() -> Iterator[None]:
-    """DCP warns that there is no process group: that is what is meant here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
-
-
 def _reason(fault: BaseException) -> str:
     """The cause inside DCP's exception, which holds one failure a rank."""
     if isinstance(fault, CheckpointException) and fault.failures:
@@ -244,27 +268,7 @@ def _reason(fault: BaseException) -> str:
     return fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _write_synced(file: Path, text: str) -> None:
-    with open(file, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
 def _sync_file(file: Path) -> None:
     """What the metrics say up to this step must be on the disk before the checkpoint is."""
     if file.exists():
         _sync(file)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,19 +18,22 @@ from hinny.run import Run
 from hinny.tokenizer import Tokenizer
 
 
-def load(run: str | Path, device: str = "cpu") -> tuple[Model, Tokenizer]:
-    """The model of a run directory at its latest checkpoint, and its tokenizer."""
+def load(run: str | Path, device: str = "cpu", dtype: Literal["stored"] | None = None) -> tuple[Model, Tokenizer]:
+    """The model of a run directory at its latest checkpoint, and its tokenizer.
+
+    dtype: None for float32 weights; "stored" for the types of the checkpoint, bfloat16 for most converted ones.
+    """
     opened = Run(Path(run))
-    return load_model(opened, device=device), tokenizers.load(opened.path)
+    return load_model(opened, device=device, dtype=dtype), tokenizers.load(opened.path)
 
 
 class Engine:
     """A model and its tokenizer, without gradients."""
 
-    def __init__(self, run: str | Path, device: str = "cpu") -> None:
-        """`run`: a run directory with at least one checkpoint."""
+    def __init__(self, run: str | Path, device: str = "cpu", dtype: Literal["stored"] | None = None) -> None:
+        """`run`: a run directory with at least one checkpoint. `dtype`: as in `load`."""
         self.run = Run(Path(run))
-        self.model, self.tokenizer = load(run, device)
+        self.model, self.tokenizer = load(run, device, dtype)
         self.model.eval().requires_grad_(False)
         self.device = device
 

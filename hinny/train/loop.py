@@ -40,8 +40,8 @@ def train(recipe: Recipe, out: str | Path, *, data: str | None = None, resume: L
     """Train `recipe` in the run directory `out`, from its newest checkpoint if it has one; returns the run.
 
     data: a folder made by `hinny prepare`, in place of the recipe's data.path.
-    resume: "auto" goes on where the run stopped and returns at once if it is finished; "never" refuses a directory
-        that has a checkpoint.
+    resume: "auto" goes on where the run stopped and returns at once if it is finished, and begins anew from converted
+        weights; "never" refuses a directory that has a checkpoint.
     progress: called after every step with step, steps, loss, tokens_per_s, seconds_left.
     threads: CPU threads of PyTorch; its own choice if None.
 
@@ -80,10 +80,12 @@ class Session:
         model = Model(recipe.model)
         if meta is None:
             model.init_weights(config.seed)
+        elif converted(meta):
+            load(run, model)
         model.to(device)
         self.stepper = Stepper(recipe, model, make_optimizer(model, recipe.optim), device)
         self.held_out = HeldOut(recipe) if config.eval_every is not None else None
-        if meta is not None:
+        if meta is not None and not converted(meta):
             load(run, model, self.stepper.optimizer)
         self.step = 0 if meta is None else int(meta["step"])
         self.meter = Meter(tokens_per_step=config.batch_size * config.seq_len, steps=config.steps,
@@ -91,7 +93,9 @@ class Session:
         self._write_start(device, resumed=meta is not None)
 
     def _check_data(self, meta: dict[str, Any] | None) -> None:
-        if meta is not None and meta["data_fingerprint"] != self.stream.fingerprint:
+        if meta is not None and converted(meta):
+            _check_tokenizer(self.run, Path(str(self.recipe.data.path)))
+        elif meta is not None and meta["data_fingerprint"] != self.stream.fingerprint:
             raise CheckpointError(
                 f"the data of {self.recipe.data.path} are not those of the checkpoint in {self.run.path}: fingerprint "
                 f"{meta['data_fingerprint'][:12]} → {self.stream.fingerprint[:12]}. Give the folder that the run "
@@ -176,11 +180,28 @@ def _resumable(run: Run, recipe: Recipe, resume: str) -> dict[str, Any] | None:
         raise RunError(f'{run.path} has a checkpoint of step {run.steps_done}, and resume is "never". '
                        "Use another run directory, or resume.")
     meta = read_meta(run)
-    if changed := differences(meta["recipe"], recipe.model_dump(mode="json"), MAY_CHANGE):
+    saved, wanted = meta["recipe"], recipe.model_dump(mode="json")
+    if converted(meta):
+        # no step was made with the other sections
+        saved, wanted = {"model": saved["model"]}, {"model": wanted["model"]}
+    if changed := differences(saved, wanted, MAY_CHANGE):
         lines = "\n".join(f"  {key}: {old} → {new}" for key, (old, new) in changed.items())
         raise CheckpointError(f"the recipe is not that of the checkpoint of step {meta['step']} in {run.path}:\n"
                               f"{lines}\nUse another run directory, or restore the value.")
     return meta
+
+
+def converted(meta: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of converted weights: training begins with them, at step 0, with a new optimiser."""
+    return "source" in meta
+
+
+def _check_tokenizer(run: Run, data: Path) -> None:
+    """The data of a run that began elsewhere must be in the words of its model."""
+    theirs, ours = ({f.name: f.read_bytes() for f in folder.glob("tokenizer.*")} for folder in (data, run.path))
+    if ours and theirs != ours:
+        raise CheckpointError(f"the tokenizer of {data} is not that of {run.path}, whose weights know no other. "
+                              f"Prepare the data with it: hinny prepare DIR --tokenizer {run.path / next(iter(ours))}.")
 
 
 @contextmanager
