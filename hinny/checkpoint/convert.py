@@ -19,6 +19,7 @@ from hinny.checkpoint.export import export
 from hinny.checkpoint.folders import appearing, need_room
 from hinny.checkpoint.formats.foreign import LONGEST, Foreign
 from hinny.checkpoint.matching import Match, Reader, entry, match
+from hinny.checkpoint.own import open_run
 from hinny.checkpoint.sources import Source, locate
 from hinny.checkpoint.store import fingerprint
 from hinny.config import Recipe, validate
@@ -48,7 +49,8 @@ def convert(source: str | Path, target: str | Path | None = None, *, to: str | N
     """Convert `source` to `target`; returns what was found and done, as data.
 
     source: without `to`, a folder of a foreign checkpoint or a Hub id, owner/name or owner/name@revision, which becomes
-        the run `target`. With `to`, a run, whose newest checkpoint becomes the folder `target`.
+        the run `target`; or a run, of which `target` gets the newest weights alone. With `to`, a run, whose newest
+        checkpoint becomes the folder `target`.
     to: a format to write: nemotron_h, mamba2, mamba, nemotron, llama, state-spaces or megatron.
     format: the format of `source`, where it is not clear.
     dry_run: check and return the mapping; nothing is written and no target is needed.
@@ -80,11 +82,13 @@ def convert(source: str | Path, target: str | Path | None = None, *, to: str | N
 
 def _bring_in(source: Source, target: Path | None, format: str | None, dry_run: bool, tokenizer: str | Path | None,
               verify: str | None, shard_bytes: int, report: Progress) -> dict[str, Any]:
-    if (source.folder / "recipe.toml").is_file():
-        raise CheckpointError(f"{source} is a run of hinny already; give `to`, a format to write: "
-                              f"{', '.join(formats.FORMATS)}.")
+    run_of_ours = (source.folder / "recipe.toml").is_file()
+    for name, value in (("format", format), ("verify", verify)) if run_of_ours else ():
+        if value is not None:
+            raise ConfigError(f"{name} = {value!r} has no effect on {source}, which is a run of hinny; drop it.")
     release = None if verify is None else releases.find(verify)
-    foreign = formats.detect(source.folder, format).open_checkpoint(source.folder)
+    foreign = (open_run(Run(source.folder)) if run_of_ours
+               else formats.detect(source.folder, format).open_checkpoint(source.folder))
     report("check", 0.0)
     matched = match(foreign)
     record = _describe(source, target, matched)
@@ -100,7 +104,8 @@ def _bring_in(source: Source, target: Path | None, format: str | None, dry_run: 
                                           lambda share: report("check", share))
     with appearing(target) as partial:
         need_room(partial, record["bytes"], target)
-        recipe = _recipe(target, source, foreign)
+        recipe = (_renamed(Run(source.folder).recipe, target, source) if run_of_ours
+                  else _recipe(target, source, foreign))
         meta = {"recipe_fingerprint": fingerprint(recipe), "recipe": recipe.model_dump(mode="json"),
                 "source": _provenance(record, verify)}
         run = Run(partial)
@@ -141,6 +146,12 @@ def _recipe(target: Path, source: Source, foreign: Foreign) -> Recipe:
         "name": target.resolve().name, "description": f"Converted from {source} ({foreign.format}).",
         "model": foreign.model.model_dump(exclude_none=True), **TRAINING,
         "train": {"seq_len": seq_len, **TRAINING["train"]}}, str(source))
+
+
+def _renamed(recipe: Recipe, target: Path, source: Source) -> Recipe:
+    """The recipe of a run of ours, for a run that has its weights alone."""
+    return recipe.model_copy(update={"name": target.resolve().name, "description": f"The weights of {source}. "
+                                     f"{recipe.description}"})
 
 
 def _tokenizer(foreign: Foreign, folder: Path, given: str | Path | None) -> Tokenizer | None:

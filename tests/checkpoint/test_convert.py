@@ -248,5 +248,20 @@ def test_an_option_without_effect_is_refused(source, tmp_path):
                              ({"layout": "current"}, "no effect on fake")):
         with pytest.raises(ConfigError, match=message):
             hinny.convert(tmp_path / "run", tmp_path / "out", to="fake", **options)
-    with pytest.raises(CheckpointError, match="is a run of hinny already"):
-        hinny.convert(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(ConfigError, match="is a run of hinny"):
+        hinny.convert(tmp_path / "run", tmp_path / "out", format="fake")
+
+
+def test_a_run_of_ours_becomes_one_with_its_newest_weights_alone(trained_run, tmp_path):
+    record = hinny.convert(trained_run.path, tmp_path / "bare")
+    bare = Run(tmp_path / "bare")
+    assert record["facts"]["step"] == str(trained_run.steps_done)
+    model, recipe = load_model(trained_run), trained_run.recipe
+    for name, value in load_model(bare).state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert bare.recipe == recipe.model_copy(update={"name": "bare", "description": bare.recipe.description})
+    assert (bare.path / "tokenizer.json").read_bytes() == (trained_run.path / "tokenizer.json").read_bytes()
+    files = [f.name for f in bare.checkpoint_folders()[0].iterdir()]
+    assert sorted(files) == ["meta.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"]
+    texts = [Engine(run.path).generate("ab", max_tokens=4) for run in (bare, trained_run)]
+    assert texts[0] == texts[1]
