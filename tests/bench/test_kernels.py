@@ -409,7 +409,7 @@ def test_a_peer_that_cannot_be_had_is_refused_with_what_to_do(source: Path, monk
     (source / "mamba_ssm/ops/triton/ssd_combined.py").write_text("import no_such_module\n")
     with pytest.raises(BackendError, match=r"ssd_combined.*no_such_module"):
         kernel_peers.find_peer("mamba_ssm")
-    monkeypatch.delitem(sys.modules, "mamba_ssm")
+    del sys.modules["mamba_ssm"]  # for good: undone, it would be back behind the fixture, for transformers to find
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"not on PYTHONPATH.*pip download"):
         kernel_peers.find_peer("mamba_ssm")
