@@ -87,11 +87,14 @@ class Run:
             earlier = [*last.pop("earlier"), last]
         write_atomically(self.path / "env.json", json.dumps({**env, "earlier": earlier}, indent=1) + "\n")
 
-    def adopt(self, *files: Path) -> None:
-        """Copy files that the run needs, its tokenizer for instance, so that it can be used without their folder."""
+    def adopt(self, *files: Path, name: str | None = None) -> None:
+        """Copy files that the run needs, its tokenizer for instance, so that it can be used without their folder.
+
+        name: what a single file is called in the run; its own name without it.
+        """
         for file in files:
             try:
-                shutil.copyfile(file, self.path / file.name)
+                shutil.copyfile(file, self.path / (name or file.name))
             except OSError as fault:
                 raise RunError(f"{file} cannot be copied to {self.path}: {fault.strerror}.") from None
 

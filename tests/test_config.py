@@ -35,7 +35,7 @@ def data() -> dict[str, Any]:
     for key, value in {"model.n_layers": 12, "model.attention_ratio": 0.08, "model.mlp_ratio": 0.5, "model.d_model": 96,
                        "model.mamba2.head_dim": 32, "model.attention.n_heads": 3, "model.attention.n_kv_heads": 1,
                        "optim.lr": 2e-3, "optim.min_lr": 2e-4, "train.batch_size": 16,
-                       "train.micro_batch_size": 16}.items():
+                       "train.micro_batch_size": 16, "train.steps": 600, "train.save_every": 200}.items():
         change(table, key, value)
     return table
 
@@ -89,6 +89,12 @@ def test_what_must_be_chosen_has_no_default(data: dict, key: str) -> None:
     ("model.mamba2.n_groups", 4, ["mamba2.n_groups (4) must divide the number of heads", "= 6"]),
     ("model.attention.n_kv_heads", 2, ["model.attention: n_kv_heads (2) must divide n_heads (3)"]),
     ("train.micro_batch_size", 3, ["train: micro_batch_size (3) must divide batch_size (16)"]),
+    ("train.keep_every", 300, ["keep_every (300) must be a multiple of save_every (200) and at most steps (600)"]),
+    ("train.keep_every", 800, ["keep_every (800) must be a multiple of save_every (200) and at most steps (600)"]),
+    ("train.log_seconds", 0.0, ["train.log_seconds is 0.0", "greater than 0"]),
+    ("train.loggers", ["wandb", "wandb"], ["train: loggers (wandb, wandb) names one twice"]),
+    ("train.loggers", ["mlflow"], ["train.loggers.0 is 'mlflow'", "tensorboard", "wandb"]),
+    ("optim.z_loss", 0.0, ["optim.z_loss is 0.0", "greater than 0"]),
     ("model.d_model", 0, ["model.d_model is 0", "greater than 0"]),
     ("model.d_model", -8, ["model.d_model is -8"]),
     ("model.d_model", 96.5, ["model.d_model is 96.5", "integer"]),
@@ -214,6 +220,7 @@ def test_depth_counts_layers_without_cuts(data: dict) -> None:
     ("model.tie_embeddings=false", lambda r: r.model.tie_embeddings, False),
     ("data.synthetic.tasks={copy=2.0}", lambda r: r.data.synthetic.tasks, {"copy": 2.0}),
     ("train.eval_every=5", lambda r: r.train.eval_every, 5),
+    ('train.loggers=["wandb"]', lambda r: r.train.loggers, ["wandb"]),
     ("name=other", lambda r: r.name, "other"),
     ("model.pattern=M-M*-M", lambda r: r.model.pattern, "M-M*-M"),
 ])

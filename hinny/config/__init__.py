@@ -1,5 +1,6 @@
 """Recipes: one TOML file is one run. Strict, frozen, free of torch."""
 
+from hinny.config.data import DataConfig, SyntheticConfig
 from hinny.config.load import (
     apply_override,
     find,
@@ -10,18 +11,16 @@ from hinny.config.load import (
     to_toml,
     validate,
 )
+from hinny.config.section import Section
 from hinny.config.sections import (
     LAYER_SECTIONS,
     AttentionConfig,
-    DataConfig,
     Mamba1Config,
     Mamba2Config,
     MLPConfig,
     ModelConfig,
     OptimConfig,
     Recipe,
-    Section,
-    SyntheticConfig,
     TrainConfig,
 )
 

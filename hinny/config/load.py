@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from hinny.config.sections import Recipe, Section
+from hinny.config.section import Section
+from hinny.config.sections import Recipe
 from hinny.errors import ConfigError
 
 S = TypeVar("S", bound=Section)

@@ -8,18 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from hinny import pattern as patterns
-
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: immutable, and no key that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from hinny.config.data import DataConfig
+from hinny.config.section import Positive, Section, Share
 
 
 class TimeSteps(Section):
@@ -186,33 +179,6 @@ class ModelConfig(Section):
         return len(patterns.parse(self.pattern))
 
 
-class SyntheticConfig(Section):
-    """Recall sequences mixed into the training stream (hinny.data.synthetic)."""
-
-    share: Annotated[float, Field(gt=0.0, le=1.0)]
-    """Share of the sequences of the stream, spread evenly over it; for none, leave the section out."""
-    tasks: dict[Literal["phonebook", "copy", "mqar"], Annotated[float, Field(gt=0.0)]]
-    """Task → weight among the synthetic sequences."""
-    phonebook_digits: Literal[4, 7, 10] = 10
-    """Digits of a phone number: NNNN, EEE-NNNN or the paper's AAA-EEE-NNNN."""
-
-    @model_validator(mode="after")
-    def _check(self) -> SyntheticConfig:
-        if not self.tasks:
-            raise ValueError("tasks is empty; name at least one of phonebook, copy, mqar.")
-        return self
-
-
-class DataConfig(Section):
-    """Where tokens come from and how they are packed."""
-
-    path: str | None = None
-    """A folder made by `hinny prepare`; `hinny train --data DIR` sets it."""
-    boundaries: Literal["reset", "leak"]
-    """reset: no layer sees across a document's edge. leak: packed documents see each other, as in the paper's runs."""
-    synthetic: SyntheticConfig | None = None
-
-
 class OptimConfig(Section):
     """AdamW and its schedule; lengths in samples (sequences), as in the paper's settings."""
 
@@ -229,6 +195,8 @@ class OptimConfig(Section):
     eps: Annotated[float, Field(gt=0.0)]
     clip: Annotated[float, Field(gt=0.0)] | None = None
     """Largest norm of the whole gradient; no clipping without it."""
+    z_loss: Annotated[float, Field(gt=0.0)] | None = None
+    """Coefficient of the squared log-sum-exp of the logits, added to each target's loss; none without it."""
 
     @model_validator(mode="after")
     def _check(self) -> OptimConfig:
@@ -261,9 +229,20 @@ class TrainConfig(Section):
     save_every: Positive
     eval_every: Positive | None = None
     """Steps between held-out losses during training; none without it."""
+    keep_every: Positive | None = None
+    """The checkpoints of every so many steps stay for ever, beside the last two; none without it."""
+    log_seconds: Annotated[float, Field(gt=0.0)] | None = None
+    """A record also when so many seconds have passed since the last one; by steps alone without it."""
+    loggers: list[Literal["tensorboard", "wandb"]] | None = None
+    """Where the records go besides metrics.jsonl; each needs the package of its name."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
+        if self.keep_every is not None and (self.keep_every % self.save_every or self.keep_every > self.steps):
+            raise ValueError(f"keep_every ({self.keep_every}) must be a multiple of save_every ({self.save_every}) and "
+                             f"at most steps ({self.steps}): only a checkpoint that is saved can be kept.")
+        if len(set(self.loggers or ())) < len(self.loggers or ()):
+            raise ValueError(f"loggers ({', '.join(self.loggers or ())}) names one twice; name each once.")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size}).")

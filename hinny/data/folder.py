@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hinny import tokenizer as tokenizers
+from hinny.config import DataConfig
 from hinny.data.shards import Shard
 from hinny.errors import ConfigError, DataError
+
+Split = Literal["train", "heldout"]
 
 
 class DataFolder:
@@ -27,25 +30,64 @@ class DataFolder:
         if self.tokenizer.fingerprint != self.record["tokenizer_fingerprint"]:
             raise DataError(f"{path}: its tokenizer ({self.tokenizer.fingerprint[:12]}) is not the one its shards were "
                             f"made with ({self.record['tokenizer_fingerprint'][:12]}); prepare the folder again.")
+        self._pair: dict[str, Any] | None = self.record.get("pair")
         if vocab_size is not None and self.record["vocab_size"] > vocab_size:
             raise DataError(f"{path}: its tokenizer has {self.record['vocab_size']} tokens, but model.vocab_size is "
                             f"{vocab_size}; set it to at least {self.record['vocab_size']}, or prepare other data.")
 
-    def shard(self, split: Literal["train", "heldout"]) -> Shard:
-        """The shard of one split, found to be what data.json says."""
-        shard = Shard(self.path / split)
+    def shard(self, split: Split) -> Shard:
+        """The tokens of one split, found to be what data.json says."""
+        shard, sequences = self.sequences(split)
+        return shard.part(sequences) if self._pair else shard
+
+    def sequences(self, split: Split) -> tuple[Shard, range]:
+        """The pair of files that has the split, its own or Megatron's (hinny.data.pairs), and the sequences of it."""
+        if self._pair is None:
+            shard = Shard(self.path / split)
+            self._compare(shard, split)
+            return shard, range(len(shard))
+        shard = Shard(self._pair["prefix"])
+        if len(shard) != self._pair["sequences"]:
+            raise DataError(f"{shard.prefix}.idx: {len(shard)} sequences, but {self.path}/data.json says "
+                            f"{self._pair['sequences']}; the pair was made anew. Prepare the folder again.")
+        sequences = range(*self._pair[split])
+        self._compare(shard.part(sequences), split)
+        return shard, sequences
+
+    def _compare(self, shard: Shard, split: Split) -> None:
         found = {"dtype": shard.dtype.name, "tokens": shard.n_tokens, "documents": len(shard.document_ends)}
         expected = {"dtype": self.record["dtype"], **{k: self.record[split][k] for k in ("tokens", "documents")}}
         for name, value in found.items():
             if value != expected[name]:
                 raise DataError(f"{shard.prefix}.idx: {name} {value}, but data.json says {expected[name]}; the shard "
                                 "is of other data. Prepare the folder again.")
-        return shard
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """The data.json of a data folder; DataError if it is absent or damaged."""
-    path = Path(folder) / "data.json"
+def open_folders(config: DataConfig, vocab_size: int | None) -> list[DataFolder]:
+    """The folders of a recipe, in its order; DataError if they do not speak the same tokens, or are the same data."""
+    folders = [DataFolder(path, vocab_size) for path in config.folders or [None]]
+    seen: dict[str, DataFolder] = {}
+    for folder in folders:
+        first, ours, theirs = folders[0], folder.tokenizer.fingerprint, folders[0].tokenizer.fingerprint
+        if ours != theirs:
+            raise DataError(f"data.blend: the tokenizer of {folder.path} ({ours[:12]}) is not that of {first.path} "
+                            f"({theirs[:12]}); prepare one of them with the other's: hinny prepare DIR --tokenizer "
+                            f"{first.path}.")
+        if other := seen.get(folder.fingerprint):
+            raise DataError(f"data.blend: {folder.path} and {other.path} hold the same data ({folder.fingerprint[:12]})"
+                            "; name them once, with the sum of their weights.")
+        seen[folder.fingerprint] = folder
+    return folders
+
+
+def record_name(place: int) -> str:
+    """What a run calls its copy of the data.json of the recipe's folder number `place`."""
+    return "data.json" if place == 0 else f"data-{place}.json"
+
+
+def read_record(folder: str | Path, place: int = 0) -> dict[str, Any]:
+    """The data.json of a data folder, or number `place` of a run; DataError if it is absent or damaged."""
+    path = Path(folder) / record_name(place)
     try:
         record = json.loads(path.read_bytes())
     except OSError as fault:

@@ -1,9 +1,8 @@
-"""The training stream, a pure function of (seed, step): windows of real text, a share of synthetic recall mixed in.
+"""The training stream, a pure function of (seed, step): sequences of real text, a share of synthetic recall mixed in.
 
 Sample i of the run is row i % batch_size of step i // batch_size. It is synthetic where floor((i + 1) · share) is one
 more than floor(i · share), so the synthetic samples are spread evenly and the number of text samples before i is known
-without counting. Text is cut into windows of T + 1 tokens that overlap by one, so that every token is predicted once an
-epoch; each epoch has its own seeded order of all windows.
+without counting. Which text a text sample is, hinny.data.windows says, or hinny.data.megatron.
 """
 
 from __future__ import annotations
@@ -13,13 +12,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
 from hinny.config import DataConfig, SyntheticConfig
-from hinny.data.folder import DataFolder
-from hinny.data.shards import Shard
+from hinny.data import megatron
+from hinny.data.folder import DataFolder, open_folders
 from hinny.data.synthetic import TRAINING
+from hinny.data.windows import Blend, Windows, taken
 from hinny.errors import DataError
 from hinny.tokenizer import Tokenizer
 
@@ -44,66 +45,70 @@ class Batch:
 
 
 class Stream:
-    """Batches of a run. Raises DataError where the data folder does not fit the run."""
+    """Batches of a run of `steps` steps. Raises DataError where the data do not fit the run."""
 
-    def __init__(self, config: DataConfig, *, seq_len: int, batch_size: int, seed: int, vocab_size: int) -> None:
-        self._folder = DataFolder(config.path, vocab_size)
-        self._shard = self._folder.shard("train")
+    def __init__(self, config: DataConfig, *, seq_len: int, batch_size: int, seed: int, vocab_size: int,
+                 steps: int) -> None:
+        folders = open_folders(config, vocab_size)
+        self._tokenizer = folders[0].tokenizer
         self._config = config
         self._seq_len = seq_len
         self._batch_size = batch_size
         self._seed = seed
         self._share = Fraction(str(config.synthetic.share)) if config.synthetic else Fraction(0)
-        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
-        self.n_windows = (self._shard.n_tokens - 1) // seq_len
-        if self.n_windows < 1:
-            raise DataError(f"{config.path}: the train split has {self._shard.n_tokens} tokens, but one sequence of "
-                            f"seq_len {seq_len} needs {seq_len + 1}; prepare more text or set a smaller train.seq_len.")
-        settings = config.model_dump(mode="json", exclude={"path"}) | {
-            "seq_len": seq_len, "batch_size": batch_size, "seed": seed, "data": self._folder.fingerprint}
-        self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        samples = steps * batch_size
+        self.order = _text_order(config, folders, samples=samples, seq_len=seq_len, seed=seed)
+        self.fingerprint = _fingerprint(config, folders, seq_len=seq_len, batch_size=batch_size, seed=seed,
+                                        samples=samples)
+        self.epochs = dict(zip(config.folders, self.order.epochs(samples - taken(samples, self._share)), strict=True))
+        """Folder → how often the run shows its train split."""
 
     def batch(self, step: int) -> Batch:
         """The batch of optimiser step `step`, counted from 0."""
-        samples = range(step * self._batch_size, (step + 1) * self._batch_size)
-        synthetic = [i for i in samples if self._n_synthetic(i + 1) > self._n_synthetic(i)]
+        first = step * self._batch_size
         shape = (self._batch_size, self._seq_len + 1)
         tokens, segments, counted = np.zeros(shape, np.int64), np.zeros(shape, np.int32), np.zeros(shape, bool)
-        names = [""] * self._batch_size
-        text_rows = [i - samples[0] for i in samples if i not in synthetic]
-        if text_rows:
-            places = [self._window(samples[r] - self._n_synthetic(samples[r])) for r in text_rows]
-            starts = np.array([window for _, window in places]) * self._seq_len
-            tokens[text_rows], segments[text_rows] = read_windows(self._shard, starts, self._seq_len + 1)
-            counted[text_rows] = True
-            for r, (epoch, window) in zip(text_rows, places, strict=True):
-                names[r] = f"sample {samples[r]}: train window {window} of epoch {epoch}"
-        for i in synthetic:
-            r = i - samples[0]
-            assert self._config.synthetic is not None
-            task, tokens[r], segments[r], counted[r] = synthetic_row(
-                np.random.default_rng([self._seed, i, 1]), self._folder.tokenizer, self._config.synthetic, shape[1])
-            names[r] = f"sample {i}: synthetic {task}"
-        return _batch(tokens, segments, counted, names, self._config)
-
-    def _n_synthetic(self, i: int) -> int:
-        """Synthetic samples among the first i; exact, as floating point would not be."""
-        return i * self._share.numerator // self._share.denominator
-
-    def _window(self, text_sample: int) -> tuple[int, int]:
-        """Epoch and window of a text sample, by the epoch's own permutation; the last used one is kept."""
-        epoch, place = divmod(text_sample, self.n_windows)
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self.n_windows)
-            self._epoch = epoch
-        return epoch, int(self._order[place])
+        names = []
+        for r, i in enumerate(range(first, first + self._batch_size)):
+            synthetic = taken(i, self._share)
+            if taken(i + 1, self._share) > synthetic:
+                assert self._config.synthetic is not None
+                task, tokens[r], segments[r], counted[r] = synthetic_row(
+                    np.random.default_rng([self._seed, i, 1]), self._tokenizer, self._config.synthetic, shape[1])
+                names.append(f"sample {i}: synthetic {task}")
+            else:
+                row = self.order.row(i - synthetic)
+                tokens[r], segments[r], counted[r] = row.tokens, row.documents, True
+                names.append(f"sample {i}: {row.name}")
+        return _batch(tokens, segments, counted, names, self._config, self._tokenizer.eod)
 
 
-def read_windows(shard: Shard, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (b length) from each of `starts`, and the number of each token's document within its row."""
-    tokens = np.stack([shard.tokens(start, start + length) for start in starts.tolist()])
-    documents = np.stack([shard.documents_of(start, start + length) for start in starts.tolist()])
-    return tokens, documents - documents[:, :1]
+def _text_order(config: DataConfig, folders: list[DataFolder], *, samples: int, seq_len: int,
+                seed: int) -> Windows | Blend | megatron.Source | megatron.Blended:
+    weights = list(config.folders.values())
+    if config.order != "windows":
+        if config.blend is None:
+            return megatron.Source(folders[0], samples, seq_len, seed)
+        return megatron.Blended(folders, weights, config.order, samples=samples, seq_len=seq_len, seed=seed)
+    if config.blend is None:
+        return Windows(folders[0], seq_len, seed)
+    # a third number from 2 on: 1 is that of synthetic sequences
+    return Blend([Windows(folder, seq_len, seed, (k + 2,)) for k, folder in enumerate(folders)], weights)
+
+
+def _fingerprint(config: DataConfig, folders: list[DataFolder], *, seq_len: int, batch_size: int, seed: int,
+                 samples: int) -> str:
+    """Hash of all that changes the stream; where the folders lie does not."""
+    data: Any = folders[0].fingerprint
+    if config.blend is not None:
+        data = [[folder.fingerprint, weight] for folder, weight in zip(folders, config.blend.values(), strict=True)]
+    settings = {"boundaries": config.boundaries, "seq_len": seq_len, "batch_size": batch_size, "seed": seed,
+                "data": data, "synthetic": config.model_dump(mode="json")["synthetic"]}
+    if config.order != "windows":
+        settings |= {"order": config.order, "samples": samples}
+    if config.eod_mask_loss:
+        settings["eod_mask_loss"] = True
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def synthetic_row(rng: np.random.Generator, tokenizer: Tokenizer, config: SyntheticConfig,
@@ -130,9 +135,11 @@ def synthetic_row(rng: np.random.Generator, tokenizer: Tokenizer, config: Synthe
 
 
 def _batch(tokens: np.ndarray, segments: np.ndarray, counted: np.ndarray, names: list[str],
-           config: DataConfig) -> Batch:
+           config: DataConfig, eod: int) -> Batch:
     """Inputs and targets from rows of T + 1 tokens; `counted` are the tokens that may count as targets."""
     inputs, targets, mask = tokens[:, :-1].copy(), tokens[:, 1:].copy(), counted[:, 1:].copy()
+    if config.eod_mask_loss:
+        mask &= inputs != eod
     if config.boundaries == "leak":
         return Batch(inputs, targets, mask, None, tuple(names))
     # nothing in a document tells how the next one begins
@@ -165,4 +172,5 @@ def heldout_batches(config: DataConfig, *, seq_len: int, batch_size: int, vocab_
             segments[r, :stop - start] = documents - documents[0]
             segments[r, stop - start:] = documents[-1] - documents[0] + 1
             counted[r, :stop - start] = True
-        yield _batch(tokens, segments, counted, [f"held-out window {number}" for number in numbers], config)
+        yield _batch(tokens, segments, counted, [f"held-out window {number}" for number in numbers], config,
+                     folder.tokenizer.eod)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from hinny import tokenizer as tokenizers
-from hinny.data.folder import read_record
+from hinny.data.folder import DataFolder, read_record
+from hinny.data.pairs import SPLIT, read_pair
 from hinny.data.phonebook import spelling
 from hinny.data.shards import Shard, ShardWriter, token_dtype
 from hinny.data.sources import open_source
@@ -37,6 +38,9 @@ RECALL_REPEATS = 2000
 ENCODE_CHARACTERS = 1_000_000
 """Text encoded in one call."""
 
+HELD_OUT = 0.03
+"""Share of the text kept from training, where none is asked for."""
+
 VOCAB_SIZE = 4096
 """Tokens of a learnt tokenizer, where none is asked for."""
 
@@ -48,7 +52,8 @@ About every megabyte of text; the second half of `tokenizer`, the learning itsel
 
 def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl: Sequence[str | Path] | None = None,
             field: str | None = None, tokenizer: str | Path | None = None, vocab_size: int | None = None,
-            held_out: float = 0.03, max_bytes: int | None = None, seed: int = 0, recall_words: bool = False,
+            held_out: float = HELD_OUT, max_bytes: int | None = None, seed: int = 0, recall_words: bool = False,
+            megatron: str | Path | None = None, split: str | None = None,
             progress: Progress | None = None) -> dict[str, Any]:
     """Write the data folder `out` and return its data.json, with `reused` true if it was there already.
 
@@ -57,8 +62,18 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
     tokens, or 4096, is learnt from the train documents. held_out: share of the bytes kept from training; if every
     document is longer than that, the end of the longest one. max_bytes: use a seeded choice of documents up to that
     size. recall_words: the tokenizer also learns the words of phone books, so that recall prompts are short.
+    megatron: in place of text, the prefix of a .bin and .idx that Megatron made, with their tokenizer; they are not
+    copied. split: their parts for training, held out and unused, in Megatron's words, "99,1,0" without it.
     Raises DataError for text that cannot be used and for a folder that holds something else.
     """
+    report = progress or (lambda stage, share: None)
+    if megatron is not None:
+        idle = {"text": text, "jsonl": jsonl, "field": field, "vocab_size": vocab_size, "max_bytes": max_bytes,
+                "recall_words": recall_words or None, "seed": seed or None,
+                "held_out": None if held_out == HELD_OUT else held_out}
+        return _prepare_pair(Path(out), megatron, tokenizer, SPLIT if split is None else split, idle, report)
+    if split is not None:
+        raise ConfigError(f"split {split!r} has no effect without megatron; use held_out, or remove it.")
     _check(held_out, max_bytes)
     if tokenizer is not None and vocab_size is not None:
         raise ConfigError(f"vocab_size {vocab_size} has no effect with a given tokenizer; remove one of the two.")
@@ -67,7 +82,6 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
     vocab_size = VOCAB_SIZE if vocab_size is None else vocab_size
     tokenizers.check_vocab_size(vocab_size)
     out = Path(out)
-    report = progress or (lambda stage, share: None)
     given = None if tokenizer is None else tokenizers.load(tokenizer)
     options = {"format": FORMAT, "held_out": held_out, "max_bytes": max_bytes, "seed": seed,
                "tokenizer": given.fingerprint if given else f"bpe {vocab_size}",
@@ -78,16 +92,46 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
     if known := _existing(out, planned.request):
         report("reused", 1.0)
         return {**known, "reused": True}
+
+    def fill(folder: Path) -> dict[str, Any]:
+        record = _write(folder, planned, given or _learn(planned, vocab_size, recall_words, report), report)
+        return record | {"held_out": held_out, "max_bytes": max_bytes, "seed": seed, "recall_words": recall_words}
+
+    return _whole(out, planned.request, fill)
+
+
+def _prepare_pair(out: Path, prefix: str | Path, tokenizer: str | Path | None, split: str, idle: dict[str, Any],
+                  report: Progress) -> dict[str, Any]:
+    """The folder of a pair that Megatron made; `idle` are options that have no say in it, None where not given."""
+    for name, value in idle.items():
+        if value is not None:
+            raise ConfigError(f"{name} ({value}) has no effect with megatron, whose files are taken as they are; "
+                              "remove it.")
+    if tokenizer is None:
+        raise ConfigError("megatron needs tokenizer, the one that its files were made with.")
+    known = tokenizers.load(tokenizer)
+    report("read", 0.0)
+    record = read_pair(prefix, known, split, lambda share: report("read", share))
+    if existing := _existing(out, record["request"]):
+        report("reused", 1.0)
+        return {**existing, "reused": True}
+
+    def fill(folder: Path) -> dict[str, Any]:
+        known.save(folder)
+        return record
+
+    return _whole(out, record["request"], fill)
+
+
+def _whole(out: Path, request: str, fill: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """`fill` a folder beside `out`, add the data.json that it returns, and give it its name."""
     partial = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
     try:
         partial.mkdir(parents=True)
         try:
-            record = _write(partial, planned, given or _learn(planned, vocab_size, recall_words, report),
-                            report)
-            record |= {"held_out": held_out, "max_bytes": max_bytes, "seed": seed,
-                       "recall_words": recall_words, "command": _command()}
+            record = {**fill(partial), "command": _command()}
             (partial / "data.json").write_text(json.dumps(record, indent=2) + "\n")
-            reused = _publish(partial, out, planned.request)
+            reused = _publish(partial, out, request)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as fault:
@@ -179,6 +223,9 @@ def _existing(out: Path, request: str) -> dict[str, Any] | None:
     if record["request"] != request:
         raise DataError(f"{out} holds other data: its request is {record['request'][:12]}, this one {request[:12]} "
                         "(other texts or options). Name another folder, or remove this one.")
-    for split in ("train", "heldout"):
-        Shard(out / split)
+    if "pair" in record:
+        DataFolder(str(out), None).shard("train")
+    else:
+        for split in ("train", "heldout"):
+            Shard(out / split)
     return record

@@ -8,6 +8,7 @@ D i64 document boundaries 0, end of document 1, …, S counted in sequences; mul
 from __future__ import annotations
 
 import struct
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 
@@ -123,12 +124,12 @@ class Shard:
                             f"and {n_boundaries} document boundaries (or {expected + n_sequences} with modes).")
         self.dtype = DTYPES[code]
         self.lengths = np.frombuffer(content, "<i4", n_sequences, start)
-        self._offsets = np.frombuffer(content, "<i8", n_sequences, start + 4 * n_sequences)
+        offsets = np.frombuffer(content, "<i8", n_sequences, start + 4 * n_sequences)
         self.document_indices = np.frombuffer(content, "<i8", n_boundaries, start + 12 * n_sequences)
         ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
         self._starts = ends
         self.n_tokens = int(ends[-1])
-        if (self.lengths < 0).any() or not np.array_equal(self._offsets, ends[:-1] * self.dtype.itemsize):
+        if (self.lengths < 0).any() or not np.array_equal(offsets, ends[:-1] * self.dtype.itemsize):
             raise DataError(f"{path}: damaged: the sequence offsets are not the running sum of the sequence lengths.")
         boundaries = self.document_indices
         if not n_boundaries or boundaries[0] or boundaries[-1] != n_sequences or (np.diff(boundaries) < 0).any():
@@ -154,6 +155,21 @@ class Shard:
         """Tokens [start, stop) of the shard, counted over all sequences; a view of the file."""
         assert 0 <= start <= stop <= self.n_tokens, (start, stop, self.n_tokens)
         return self._tokens[start:stop]
+
+    def part(self, sequences: range) -> Shard:
+        """Some consecutive sequences as a shard of their own, which reads the same file; cut documents stay cut."""
+        first, last = sequences.start, sequences.stop
+        assert 0 <= first <= last <= len(self), (sequences, len(self))
+        part = copy(self)
+        begin, end = int(self._starts[first]), int(self._starts[last])
+        part.lengths = self.lengths[first:last]
+        part._starts = self._starts[first:last + 1] - begin
+        part._tokens = self._tokens[begin:end]
+        part.n_tokens = end - begin
+        inner = self.document_indices[(self.document_indices > first) & (self.document_indices < last)]
+        part.document_indices = np.concatenate([[first], inner, [last]] if first < last else [[first]]) - first
+        part.document_ends = part._starts[part.document_indices[1:]]
+        return part
 
     def documents_of(self, start: int, stop: int) -> np.ndarray:
         """For each token of [start, stop) the number of its document in the shard."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hinny.data.folder import read_record
+from hinny.data.folder import read_record, record_name
 from hinny.data.mix import Batch, heldout_batches
 from hinny.errors import ConfigError, DataError
 from hinny.evals.options import EvalOptions
@@ -23,18 +23,27 @@ ROWS_AT_ONCE = 16
 def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
     """Loss on the first `options.windows` held-out windows of the training length, documents apart as in training.
 
+    For each folder of a blend by itself; the rows' shapes then end in folder=PATH.
     The interval is 95 % over windows. Position counts tokens of the same document in front of the predicted one.
     DataError if the data folder is no longer the one that the run was trained on.
     """
-    recipe = engine.run.recipe
-    if recipe.data.path is None:
+    folders = list(engine.run.recipe.data.folders)
+    if not folders:
         raise ConfigError(f"{engine.run.path}: its recipe names no data.path, so there is no held-out text.")
-    _check_data(engine, recipe.data.path)
+    for place, folder in enumerate(folders):
+        _check_data(engine, folder, place)
+    return [found for folder in folders
+            for found in _folder_rows(engine, options, folder, f" folder={folder}" if len(folders) > 1 else "")]
+
+
+def _folder_rows(engine: Engine, options: EvalOptions, folder: str, suffix: str) -> list[dict[str, Any]]:
+    """The rows of one folder; `suffix` ends their shapes."""
+    recipe = engine.run.recipe
     losses: list[np.ndarray] = []
     places: list[np.ndarray] = []
     windows: list[np.ndarray] = []
     n_bytes = 0
-    for batch in heldout_batches(recipe.data, seq_len=recipe.train.seq_len, windows=options.windows,
+    for batch in heldout_batches(recipe.data.only(folder), seq_len=recipe.train.seq_len, windows=options.windows,
                                  batch_size=ROWS_AT_ONCE, vocab_size=recipe.model.vocab_size):
         loss, place, window = _score(engine, batch)
         losses.append(loss)
@@ -46,7 +55,7 @@ def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
     half = 1.96 * by_window.std(ddof=1) / math.sqrt(len(by_window)) if len(by_window) > 1 else math.nan
     mean, name = float(loss.mean()), recipe.name
     per_byte = float(loss.sum()) / math.log(2) / n_bytes
-    shape = f"windows={len(by_window)} length={recipe.train.seq_len}"
+    shape = f"windows={len(by_window)} length={recipe.train.seq_len}{suffix}"
     low, high = (mean - half, mean + half) if half == half else (None, None)
     rows = [row("held_out_loss", name, mean, "nats/token", shape=shape, low=low, high=high),
             row("bits_per_byte", name, per_byte, "bits/byte", shape=shape)]
@@ -55,17 +64,18 @@ def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
         inside = loss[(place >= first) & (place < end)]
         if inside.size:
             rows.append(row("loss_by_position", name, float(inside.mean()), "nats/token",
-                            shape=f"position={first}-{end - 1}"))
+                            shape=f"position={first}-{end - 1}{suffix}"))
     return rows
 
 
-def _check_data(engine: Engine, path: str) -> None:
+def _check_data(engine: Engine, path: str, place: int) -> None:
     """The folder at `path` may have been prepared anew since; the run keeps the data.json that it was trained with."""
-    now, then = read_record(path)["fingerprint"], read_record(engine.run.path)["fingerprint"]
+    now, then = read_record(path)["fingerprint"], read_record(engine.run.path, place)["fingerprint"]
     if now != then:
+        kept = engine.run.path / record_name(place)
         raise DataError(f"{path} holds other data than {engine.run.path} was trained on: fingerprint {now[:12]}, but "
-                        f"{engine.run.path / 'data.json'} says {then[:12]}. Prepare the folder as it was (data.json of "
-                        "the run has the command).")
+                        f"{kept} says {then[:12]}. Prepare the folder as it was ({kept.name} of the run has the "
+                        "command).")
 
 
 def _score(engine: Engine, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,15 +13,30 @@ WINDOWS = 32
 
 
 class HeldOut:
-    """Scores the first WINDOWS windows of the recipe's held-out documents, or all if there are fewer."""
+    """Scores the first WINDOWS windows of the held-out documents, or all if there are fewer, of each folder."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.batches = list(heldout_batches(recipe.data, seq_len=recipe.train.seq_len, windows=WINDOWS,
-                                            batch_size=recipe.train.micro_batch_size,
-                                            vocab_size=recipe.model.vocab_size))
+        self._weights = recipe.data.folders
+        self.batches = {folder: list(heldout_batches(recipe.data.only(folder), seq_len=recipe.train.seq_len,
+                                                     batch_size=recipe.train.micro_batch_size, windows=WINDOWS,
+                                                     vocab_size=recipe.model.vocab_size))
+                        for folder in self._weights}
 
     @torch.no_grad()
+    def losses(self, stepper: Stepper) -> dict[str, float]:
+        """Folder → mean loss in nats a counted token, with the precision of training."""
+        return {folder: sum(stepper.loss_sum(batch, slice(None)).item() for batch in batches)
+                / sum(int(batch.mask.sum()) for batch in batches) for folder, batches in self.batches.items()}
+
     def __call__(self, stepper: Stepper) -> float:
-        """Mean loss in nats a counted token, with the precision of training."""
-        total = sum(stepper.loss_sum(batch, slice(None)).item() for batch in self.batches)
-        return total / sum(int(batch.mask.sum()) for batch in self.batches)
+        """The mean of the folders' losses by their weights."""
+        return self._mean(self.losses(stepper))
+
+    def record(self, stepper: Stepper) -> dict[str, float]:
+        """What metrics.jsonl gets: held_out_loss, and held_out_loss.FOLDER for each folder of a blend."""
+        losses = self.losses(stepper)
+        apart = {f"held_out_loss.{folder}": loss for folder, loss in losses.items()} if len(losses) > 1 else {}
+        return {"held_out_loss": self._mean(losses), **apart}
+
+    def _mean(self, losses: dict[str, float]) -> float:
+        return sum(losses[folder] * weight for folder, weight in self._weights.items()) / sum(self._weights.values())

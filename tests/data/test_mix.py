@@ -21,7 +21,8 @@ def config(folder, share=None, boundaries="reset", tasks=SYNTHETIC):
 
 
 def stream(folder, seq_len=64, batch_size=4, seed=5, vocab_size=600, **options):
-    return Stream(config(folder, **options), seq_len=seq_len, batch_size=batch_size, seed=seed, vocab_size=vocab_size)
+    return Stream(config(folder, **options), seq_len=seq_len, batch_size=batch_size, seed=seed, vocab_size=vocab_size,
+                  steps=1000)
 
 
 def same(one, other):
@@ -56,11 +57,11 @@ def test_a_batch_depends_on_seed_and_step_only(folder):
 def test_an_epoch_predicts_every_token_once_in_an_order_of_its_own(folder):
     s = stream(folder, boundaries="leak", batch_size=1)
     train = Shard(folder / "train")
-    expected = Counter(tuple(train.tokens(k * 64 + 1, k * 64 + 65).tolist()) for k in range(s.n_windows))
-    assert s.n_windows == (train.n_tokens - 1) // 64
+    expected = Counter(tuple(train.tokens(k * 64 + 1, k * 64 + 65).tolist()) for k in range(s.order.n_windows))
+    assert s.order.n_windows == (train.n_tokens - 1) // 64
     orders = []
     for epoch in range(2):
-        batches = [s.batch(epoch * s.n_windows + i) for i in range(s.n_windows)]
+        batches = [s.batch(epoch * s.order.n_windows + i) for i in range(s.order.n_windows)]
         assert Counter(tuple(b.targets[0].tolist()) for b in batches) == expected
         orders.append([b.names[0].split()[4] for b in batches])
     assert orders[0] != orders[1]
@@ -171,14 +172,14 @@ def test_the_fingerprint_follows_what_changes_the_stream_and_not_where_the_folde
 
 def test_a_data_set_too_small_for_one_sequence_is_refused_with_figures(folder):
     n = Shard(folder / "train").n_tokens
-    assert stream(folder, seq_len=n - 1).n_windows == 1
+    assert stream(folder, seq_len=n - 1).order.n_windows == 1
     with pytest.raises(DataError, match=rf"train split has {n} tokens, but one sequence of seq_len {n} needs {n + 1}"):
         stream(folder, seq_len=n)
 
 
 def test_a_stream_needs_a_folder_and_a_large_enough_vocabulary(folder):
     with pytest.raises(ConfigError, match=r"data.path is not set"):
-        Stream(DataConfig(boundaries="reset"), seq_len=4, batch_size=1, seed=0, vocab_size=600)
+        Stream(DataConfig(boundaries="reset"), seq_len=4, batch_size=1, seed=0, vocab_size=600, steps=1)
     with pytest.raises(DataError, match=r"has 600 tokens, but model.vocab_size is 512"):
         stream(folder, vocab_size=512)
 
