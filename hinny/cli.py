@@ -98,30 +98,31 @@ def prepare(
     max_bytes: Annotated[int | None, typer.Option(help="At most this much text, spread over all of it.")] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
     recall_words: Annotated[bool, typer.Option("--recall-words", help="Teach the tokenizer phone-book words.")] = False,
+    megatron: Annotated[Path | None, typer.Option(help="Prefix of Megatron's .bin and .idx, with --tokenizer.")] = None,
+    split: Annotated[str | None, typer.Option(help="With --megatron: train, held-out, unused; 99,1,0.")] = None,
     as_json: Json = False,
 ) -> None:
     """Text to a tokenizer and token shards; Python's own library where no text is named."""
     from hinny.data.prepare import prepare as run
     from hinny.progress import stage_bar
-
     with stage_bar() as progress:
         found = run(out, text=text, jsonl=jsonl, field=field, tokenizer=tokenizer, vocab_size=vocab_size,
-                    held_out=held_out, max_bytes=max_bytes, seed=seed, recall_words=recall_words, progress=progress)
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        train, kept = found["train"], found["heldout"]
-        print(f"{out}: {train['documents']:,} documents, {train['tokens']:,} tokens to train on, "
-              f"{kept['documents']:,} and {kept['tokens']:,} held out, {found['vocab_size']:,} words of vocabulary")
+                    held_out=held_out, max_bytes=max_bytes, seed=seed, recall_words=recall_words,
+                    megatron=megatron, split=split, progress=progress)
+    train, kept = found["train"], found["heldout"]
+    print(json.dumps(found, indent=1) if as_json else
+          f"{out}: {train['documents']:,} documents, {train['tokens']:,} tokens to train on, {kept['documents']:,} and "
+          f"{kept['tokens']:,} held out, {found['vocab_size']:,} words of vocabulary")
 
 
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's file or shipped name.")],
     overrides: Overrides = None,
-    data: Annotated[Path | None, typer.Option(help="Folder made by hinny prepare.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder made by hinny prepare.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; out/NAME by default.")] = None,
     threads: Threads = None,
+    profile: Annotated[str | None, typer.Option(metavar="FROM:TO", help="Steps to write a profiler trace of.")] = None,
 ) -> None:
     """Train a recipe, or go on with a run that was stopped."""
     from hinny.config import load_recipe
@@ -129,13 +130,12 @@ def train(
     from hinny.train.loop import train as run
 
     loaded = load_recipe(recipe, overrides or ())
-    folder = out or Path("out") / loaded.name
-    with training_bar(loaded.name) as progress:
-        found = run(loaded, folder, data=None if data is None else str(data), progress=progress, threads=threads)
+    with training_bar(loaded.name) as bar:
+        found = run(loaded, out or Path("out") / loaded.name, data=data, progress=bar, threads=threads, profile=profile)
     if not found.finished:
-        print(f"{folder}: saved at step {found.steps_done}; run the same command to go on.", file=sys.stderr)
+        print(f"{found.path}: saved at step {found.steps_done}; run the same command to go on.", file=sys.stderr)
         sys.exit(130)
-    print(f"{folder}: finished at step {found.steps_done}")
+    print(f"{found.path}: finished at step {found.steps_done}")
 
 
 @app.command()

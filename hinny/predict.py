@@ -30,16 +30,20 @@ class Hardware:
     """Memory bytes/s."""
     memory: float
     """Memory bytes."""
+    flops_fp32: float | None
+    """Dense float32 FLOP/s without TF32; None where the data sheets do not agree."""
+    devices: tuple[str, ...]
+    """What PyTorch calls the devices that have these rates. Others of the family, smaller or cut in parts, have not."""
 
 
 HARDWARE = {h.name: h for h in (
-    Hardware("A100", 312e12, 2.039e12, 80e9),      # A100 80GB SXM
-    Hardware("H100", 989.4e12, 3.35e12, 80e9),     # H100 SXM5
-    Hardware("H200", 989.4e12, 4.8e12, 141e9),     # H200 SXM
-    Hardware("B200", 2250e12, 8.0e12, 180e9),      # DGX/HGX B200, a GPU
-    Hardware("L40S", 362.05e12, 0.864e12, 48e9),
-    Hardware("RTX4090", 165.2e12, 1.008e12, 24e9),  # float32 accumulation
-    Hardware("MI300X", 1307.4e12, 5.3e12, 192e9),
+    Hardware("A100", 312e12, 2.039e12, 80e9, 19.5e12, ("NVIDIA A100-SXM4-80GB",)),
+    Hardware("H100", 989.4e12, 3.35e12, 80e9, 66.9e12, ("NVIDIA H100 80GB HBM3",)),  # SXM5
+    Hardware("H200", 989.4e12, 4.8e12, 141e9, 66.9e12, ("NVIDIA H200",)),  # SXM
+    Hardware("B200", 2250e12, 8.0e12, 180e9, None, ("NVIDIA B200",)),  # DGX/HGX B200, a GPU
+    Hardware("L40S", 362.05e12, 0.864e12, 48e9, 91.6e12, ("NVIDIA L40S",)),
+    Hardware("RTX4090", 165.2e12, 1.008e12, 24e9, 82.6e12, ("NVIDIA GeForce RTX 4090",)),  # float32 accumulation
+    Hardware("MI300X", 1307.4e12, 5.3e12, 192e9, 163.4e12, ("AMD Instinct MI300X",)),
 )}
 """Name → device. Figures are those of the vendors' public data sheets (NVIDIA, AMD)."""
 
@@ -57,6 +61,11 @@ def find_hardware(name: str) -> Hardware:
     near = difflib.get_close_matches(name.upper(), HARDWARE, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(HARDWARE)}."
     raise ConfigError(f"hardware {name!r} is not known. {hint}")
+
+
+def device_called(name: str) -> Hardware | None:
+    """The device that PyTorch calls `name`, or None where the table has no such."""
+    return next((hardware for hardware in HARDWARE.values() if name in hardware.devices), None)
 
 
 def decode_bytes(model: ModelConfig, batch: int, context: int, *, dtype_bytes: int = 2,

@@ -13,13 +13,17 @@ LINES = 10
 """How many lines a training prints at most where there is no terminal."""
 
 
-def _left(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+def _note(record: dict[str, Any]) -> str:
+    seconds = int(record["seconds_left"])
+    # the share of the peak rate is there where the device is known
+    share = f"  MFU {100 * record['mfu']:.1f} %" if "mfu" in record else ""
+    return (f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s{share}  "
+            f"{seconds // 60}:{seconds % 60:02d} left")
 
 
 @contextmanager
 def training_bar(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that takes the training loop's progress records: step, steps, loss, tokens_per_s, seconds_left."""
+    """A function that takes the loop's progress records: step, steps, loss, tokens_per_s, seconds_left, perhaps mfu."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(name, console)
@@ -30,9 +34,7 @@ def training_bar(name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
         task = bar.add_task(name, total=None, note="")
 
         def update(record: dict[str, Any]) -> None:
-            bar.update(task, total=record["steps"], completed=record["step"],
-                       note=f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s  "
-                            f"{_left(record['seconds_left'])}")
+            bar.update(task, total=record["steps"], completed=record["step"], note=_note(record))
 
         yield update
 
@@ -50,7 +52,6 @@ def stage_bar() -> Iterator[Callable[[str, float], None]]:
 def _lines(name: str, console: Console) -> Callable[[dict[str, Any]], None]:
     def line(record: dict[str, Any]) -> None:
         if record["step"] % max(1, record["steps"] // LINES) == 0 or record["step"] == record["steps"]:
-            console.print(f"{name}  step {record['step']}/{record['steps']}  loss {record['loss']:.3f}  "
-                          f"{record['tokens_per_s']:,.0f} tokens/s  {_left(record['seconds_left'])}", highlight=False)
+            console.print(f"{name}  step {record['step']}/{record['steps']}  {_note(record)}", highlight=False)
 
     return line

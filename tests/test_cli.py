@@ -53,8 +53,10 @@ def test_a_run_goes_from_text_to_text(run, tmp_path: Path) -> None:
     sizes = ["model.vocab_size=270", "model.d_model=32", "model.attention.n_heads=2", "model.attention.n_kv_heads=1",
              "model.attention.head_dim=16", "model.mlp.d_ff=48", "train.seq_len=32", "train.batch_size=2",
              "train.micro_batch_size=2", "train.steps=3", "optim.warmup_samples=2"]
-    code, out, err = run("train", "tiny-transformer", *sizes, "--data", tmp_path / "data", "--out", tmp_path / "run")
+    code, out, err = run("train", "tiny-transformer", *sizes, "--data", tmp_path / "data", "--out", tmp_path / "run",
+                         "--profile", "2:3")
     assert code == 0, err
+    assert (tmp_path / "run" / "profile" / "steps-2-3.json").exists()
     assert "finished at step 3" in out
     assert "loss" in err
     code, out, _ = run("eval", tmp_path / "run", "heldout", "mqar", "--samples", 4, "--pairs", "4", "--json")

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"errors", "config", "pattern", "state", "layers"},
     "data": {"errors", "config", "tokenizer"},
     "checkpoint": {"errors", "config", "pattern", "run", "tokenizer", "model"},
-    "train": {"errors", "config", "counts", "run", "ops", "model", "data", "checkpoint", "verb"},
+    "train": {"errors", "config", "counts", "predict", "run", "ops", "model", "data", "checkpoint", "verb"},
     "infer": {"errors", "config", "state", "ops", "model", "checkpoint", "tokenizer", "run"},
     "evals": {"errors", "config", "run", "data", "checkpoint", "infer"},
     "bench": {"errors", "config", "pattern", "counts", "predict", "run", "ops", "state", "model", "train", "infer",

@@ -6,8 +6,9 @@
 A run that was converted holds weights alone at step 0 (hinny.checkpoint.weights); they are loaded and verified alike.
 
 A checkpoint is whole or absent: it is written into `.partial-step-…`, synced to the disk and renamed. The last KEEP
-are kept. Checksums are verified before anything is read. Only tensors are stored and they are read without running
-code, but DCP's own `.metadata` is a pickle: load checkpoints of your own runs, not a stranger's.
+are kept, and those that were saved to be kept for ever (meta.json: "kept"). Checksums are verified before anything is
+read. Only tensors are stored and they are read without running code, but DCP's own `.metadata` is a pickle: load
+checkpoints of your own runs, not a stranger's.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ KEEP = 2
 """Checkpoints that stay: the last, and the one before it in case the last is damaged on the disk."""
 
 
-def save(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
+def save(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any], *,
+         keep: bool = False) -> Path:
     """Write the checkpoint of `step` and prune old ones; returns its folder. `extra` goes into meta.json as it is.
+    `keep`: this one is never pruned, whatever the run's settings become.
 
     Raises CheckpointError, with the last good checkpoint named, if it cannot be written, for instance on a full disk;
     nothing of it stays then.
@@ -65,7 +68,8 @@ def save(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
                      "optimizer": get_optimizer_state_dict(model, optimizer)["state"]}
             dcp.save(state, storage_writer=dcp.FileSystemWriter(partial, sync_files=True), no_dist=True)
         sums = {file.name: sha256(file) for file in sorted(partial.iterdir())}
-        _write_synced(partial / "meta.json", json.dumps({"step": step, "files": sums, **extra}, indent=1) + "\n")
+        meta = {"step": step, "kept": keep, "files": sums, **extra}
+        _write_synced(partial / "meta.json", json.dumps(meta, indent=1) + "\n")
         _sync(partial)
         _sync_file(run.path / "metrics.jsonl")
         partial.rename(final)
@@ -81,8 +85,17 @@ def save(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
     with _removing(run):
         # what was converted is no step of the training: it stays, whatever is trained on from it
         for old in [f for f in run.checkpoint_folders() if not weight_files.are_in(f)][:-KEEP]:
-            _remove(old)
+            if not _kept(old):
+                _remove(old)
     return final
+
+
+def _kept(folder: Path) -> bool:
+    """Whether a checkpoint was saved to stay; one that no longer says so is not ours to throw away either."""
+    try:
+        return bool(json.loads((folder / "meta.json").read_text(encoding="utf-8")).get("kept", False))
+    except (OSError, ValueError):
+        return True
 
 
 def clean(run: Run) -> None:

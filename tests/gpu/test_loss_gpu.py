@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hinny.ops import linear_cross_entropy, use_backend
+from hinny.ops import linear_cross_entropy, linear_cross_entropy_z, use_backend
 from hinny.ops.kernels import launches
 
 pytestmark = pytest.mark.gpu
@@ -44,6 +44,25 @@ def exact(x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None, reduc
 def error(found: Tensor, expected: Tensor) -> float:
     assert found.isfinite().all()
     return float((found.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("v", [17, 50257])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_z_loss_is_that_of_float64_with_every_gradient(v: int, reduction: str) -> None:
+    x, weight, targets = draw(300, v)
+    mask = torch.arange(300, device="cuda") % 3 > 0
+    found = [t.detach().requires_grad_() for t in (x, weight)]
+    with use_backend("triton"):
+        total, z = linear_cross_entropy_z(*found, targets, mask, z_loss=0.02, reduction=reduction)
+    x64, weight64 = (t.detach().double().requires_grad_() for t in (x, weight))
+    logits = x64[mask] @ weight64.T
+    squares = 0.02 * logits.logsumexp(1) ** 2
+    z64 = squares.mean() if reduction == "mean" else squares.sum()
+    total64 = F.cross_entropy(logits, targets[mask], reduction=reduction) + z64
+    assert error(z, z64.detach()) < 1e-5
+    for a, b in zip([total.detach(), *torch.autograd.grad(total, found)],
+                    [total64.detach(), *torch.autograd.grad(total64, (x64, weight64))], strict=True):
+        assert error(a, b) < 1e-4
 
 
 @settings(max_examples=20, deadline=None)

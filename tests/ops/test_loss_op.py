@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from op_checks import assert_same, normal
 from torch import Tensor
 
-from hinny.ops import linear_cross_entropy, linear_cross_entropy_reference, loss, use_backend
+from hinny.ops import (
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    linear_cross_entropy_z,
+    linear_cross_entropy_z_reference,
+    loss,
+    use_backend,
+)
 
 V = 11
 
@@ -33,6 +40,58 @@ def test_it_is_torchs_cross_entropy_with_every_gradient(shape: tuple[int, ...], 
 
     for op in (linear_cross_entropy, linear_cross_entropy_reference):
         assert_same(lambda op=op, **v: op(**v, reduction=reduction), whole, given(*shape), tolerance=1e-12)
+
+
+def with_squares(x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, z_loss: float, reduction: str) -> Tensor:
+    """The loss and its z-loss from whole logits; the exponentials are summed as they stand."""
+    logits = (x @ weight.T)[mask]
+    squares = z_loss * logits.exp().sum(-1).log() ** 2
+    losses = squares - logits.log_softmax(-1)[torch.arange(len(logits)), targets[mask]]
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (5,), (2, 37)])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("op", [linear_cross_entropy_z, linear_cross_entropy_z_reference])
+def test_the_z_loss_is_added_with_every_gradient_and_told_apart(op, shape: tuple[int, ...], reduction: str) -> None:
+    v = given(*shape)
+    v["weight"] *= 2
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    options = {"mask": mask, "z_loss": 0.3, "reduction": reduction}
+    assert_same(lambda **v: op(**v, **options)[0], lambda **v: with_squares(**v, **options), v, tolerance=1e-12)
+    total, z = op(v["x"].requires_grad_(), v["weight"], v["targets"], **options)
+    assert total.requires_grad
+    assert not z.requires_grad
+    alone = linear_cross_entropy_reference(**v, mask=mask, reduction=reduction)
+    torch.testing.assert_close(total - z, alone, rtol=1e-12, atol=1e-12)
+    assert z > 0.05 * total or not mask.any()
+
+
+def test_a_z_loss_of_no_rows_is_zero_with_zero_gradients() -> None:
+    v = given(5)
+    x, weight = v["x"].requires_grad_(), v["weight"].requires_grad_()
+    total, z = linear_cross_entropy_z(x, weight, v["targets"], torch.zeros(5, dtype=torch.bool), z_loss=0.3)
+    assert (total.item(), z.item()) == (0, 0)
+    for grad in torch.autograd.grad(total, (x, weight)):
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_autocast_gives_a_float32_z_loss_close_to_exact() -> None:
+    v = {k: x.float() if x.is_floating_point() else x for k, x in given(40).items()}
+    exact, exact_z = linear_cross_entropy_z_reference(**v, z_loss=0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, z = linear_cross_entropy_z(**v, z_loss=0.3)
+    assert (total.dtype, z.dtype) == (torch.float32, torch.float32)
+    assert z != exact_z
+    assert abs(z - exact_z) < 0.01 * exact_z  # products of 8 bits
+    assert abs(total - exact) < 0.01 * exact
+
+
+@pytest.mark.parametrize("z_loss", [0.0, -1e-4, float("nan"), float("inf")])
+@pytest.mark.parametrize("op", [linear_cross_entropy_z, linear_cross_entropy_z_reference])
+def test_a_z_loss_that_is_none_is_refused(op, z_loss: float) -> None:
+    with pytest.raises(ValueError, match="z_loss is"):
+        op(**given(5), z_loss=z_loss)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -92,6 +151,8 @@ def test_the_reference_backend_is_the_definition() -> None:
     v = given(9)
     with use_backend("reference"):
         assert torch.equal(linear_cross_entropy(**v), linear_cross_entropy_reference(**v))
+        assert torch.equal(linear_cross_entropy_z(**v, z_loss=0.3)[0],
+                           linear_cross_entropy_z_reference(**v, z_loss=0.3)[0])
 
 
 @pytest.mark.parametrize(("change", "message"), [

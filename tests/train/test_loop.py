@@ -1,10 +1,12 @@
 """A run goes on from where it stopped, bit for bit, and loses nothing to a bad input."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -12,16 +14,19 @@ import torch
 from hinny import tokenizer
 from hinny.checkpoint import load_model
 from hinny.config import to_toml
+from hinny.data.mix import Stream
 from hinny.data.prepare import prepare
 from hinny.errors import CheckpointError, ConfigError, RunError, TrainingError
 from hinny.model import Model
 from hinny.run import Run
+from hinny.train import loop
 from hinny.train.loop import train
 
 
 def losses(run):
     """All of the records that don't depend on the clock."""
-    return [{k: v for k, v in record.items() if k not in ("tokens_per_s", "seconds")} for record in run.metrics()]
+    clock = ("tokens_per_s", "data_seconds", "seconds")
+    return [{k: v for k, v in record.items() if k not in clock} for record in run.metrics()]
 
 
 def weights(run):
@@ -125,8 +130,69 @@ def test_metrics_and_progress_say_where_the_run_is(recipe_of, data, tmp_path):
     assert seen[-1]["seconds_left"] == 0
     records = run.metrics()
     assert [(record["step"], record["tokens"]) for record in records] == [(2, 256), (4, 512), (5, 640)]
-    assert set(records[0]) == {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "seconds"}
+    assert set(records[0]) == {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "data_seconds",
+                               "seconds"}
     assert records[0]["loss"] == seen[1]["loss"]
+
+
+def test_records_and_progress_have_mfu_and_memory_where_the_device_is_known(recipe_of, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "seconds_at_peak", lambda recipe, accelerator: 2.0 ** -40)
+    monkeypatch.setattr(loop, "peak_memory", lambda device: {"peak_memory_bytes": 123})
+    seen = []
+    run = train(recipe_of("-", steps=3), tmp_path / "run", data=data, progress=seen.append)
+    for now in (*seen, *run.metrics()):
+        assert now["mfu"] == now["tokens_per_s"] * 2.0 ** -40
+        assert now["peak_memory_bytes"] == 123
+
+
+def test_the_seconds_that_a_step_waits_for_its_batch_are_told(recipe_of, data, tmp_path, monkeypatch):
+    batch = Stream.batch
+
+    def slow(self, step):
+        time.sleep(0.05 if step == 3 else 0.0)
+        return batch(self, step)
+
+    monkeypatch.setattr(Stream, "batch", slow)
+    run = train(recipe_of("-", steps=4, log_every=2), tmp_path / "run", data=data)
+    quick, waited = [record["data_seconds"] for record in run.metrics()]
+    assert waited >= 0.025  # the mean of two steps
+    assert quick < waited
+    assert sum(2 * record["data_seconds"] for record in run.metrics()) < run.metrics()[-1]["seconds"]
+
+
+def test_the_z_loss_is_recorded_apart_from_the_loss_and_changes_the_run(recipe_of, data, tmp_path):
+    plain = train(recipe_of("-", steps=3), tmp_path / "plain", data=data).metrics()
+    with_z = train(recipe_of("-", steps=3, optim={"z_loss": 0.1}), tmp_path / "z", data=data).metrics()
+    assert all("z_loss" not in record for record in plain)
+    assert with_z[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5)
+    assert with_z[0]["z_loss"] == pytest.approx(0.1 * math.log(257) ** 2, rel=1e-2)  # logits near 0 at the start
+    assert with_z[2]["z_loss"] < with_z[0]["z_loss"]
+    assert with_z[2]["loss"] != plain[2]["loss"]
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(1e-9, [1, 2, 3, 4, 5]), (1e9, [4, 5])])
+def test_records_are_made_by_seconds_too(recipe_of, data, tmp_path, seconds, steps):
+    run = train(recipe_of("-", steps=5, log_every=4, log_seconds=seconds), tmp_path / "run", data=data)
+    assert [record["step"] for record in run.metrics()] == steps
+
+
+def saved_steps(run):
+    return [int(folder.name.removeprefix("step-")) for folder in run.checkpoint_folders()]
+
+
+def test_every_so_many_steps_a_checkpoint_stays_beside_the_last_two(recipe_of, data, tmp_path):
+    recipe = recipe_of("-", save_every=1, keep_every=4)
+    assert saved_steps(train(recipe, tmp_path / "run", data=data)) == [4, 8, 11, 12]
+    assert saved_steps(train(recipe_of("-", save_every=1), tmp_path / "other", data=data)) == [11, 12]
+
+
+def test_what_was_kept_for_ever_stays_when_the_setting_changes(recipe_of, data, tmp_path):
+    run = train(recipe_of("-", save_every=1, keep_every=2), tmp_path / "run", data=data,
+                progress=stop_at(5, signal.SIGTERM))
+    assert saved_steps(run) == [2, 4, 5]
+    (run.checkpoints / "step-00000002" / "meta.json").write_text("damaged")
+    assert saved_steps(train(recipe_of("-", save_every=1), run.path, data=data)) == [2, 4, 11, 12]
+    assert load_model(run, step=4)
 
 
 def test_a_run_directory_says_all_that_a_figure_depends_on(recipe_of, data, tmp_path):

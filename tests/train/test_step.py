@@ -23,7 +23,7 @@ def stepper(recipe, seed=0):
 
 def batch_of(recipe, data, step=0):
     config = recipe.data.model_copy(update={"path": data})
-    return Stream(config, seq_len=32, batch_size=4, seed=0, vocab_size=257).batch(step)
+    return Stream(config, seq_len=32, batch_size=4, seed=0, vocab_size=257, steps=100).batch(step)
 
 
 def unevenly_masked(batch):
@@ -36,10 +36,10 @@ def unevenly_masked(batch):
 def test_micro_batches_give_the_gradient_of_the_whole_batch_also_with_uneven_masks(recipe_of, data):
     whole = stepper(recipe_of("1*-"))
     batch = unevenly_masked(batch_of(whole.recipe, data))
-    expected = whole.accumulate(batch)
+    expected, _ = whole.accumulate(batch)
     for micro in (1, 2):
         cut = stepper(recipe_of("1*-", micro_batch_size=micro))
-        torch.testing.assert_close(cut.accumulate(batch), expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(cut.accumulate(batch)[0], expected, rtol=1e-6, atol=0)
         for ours, theirs in zip(cut.parameters, whole.parameters, strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 
@@ -51,7 +51,25 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_counted_targets(recipe_of, da
         logits = ours.model(torch.from_numpy(batch.tokens), segments=torch.from_numpy(batch.segments))
     mask = torch.from_numpy(batch.mask)
     expected = torch.nn.functional.cross_entropy(logits[mask], torch.from_numpy(batch.targets)[mask])
-    torch.testing.assert_close(ours.accumulate(batch), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.accumulate(batch)[0], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_the_z_loss_is_the_mean_squared_log_sum_exp_of_the_counted_targets(recipe_of, data, micro):
+    ours = stepper(recipe_of("*-", optim={"z_loss": 0.3}, micro_batch_size=micro))
+    batch = unevenly_masked(batch_of(ours.recipe, data))
+    mask = torch.from_numpy(batch.mask)
+    logits = ours.model(torch.from_numpy(batch.tokens), segments=torch.from_numpy(batch.segments))[mask]
+    entropy = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.targets)[mask])
+    squares = 0.3 * (logits.logsumexp(-1) ** 2).mean()
+    gradients = torch.autograd.grad(entropy + squares, ours.parameters)
+    found, z_loss = ours.accumulate(batch)
+    torch.testing.assert_close(found, entropy.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(z_loss, squares.detach(), rtol=1e-5, atol=0)
+    for parameter, expected in zip(ours.parameters, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
+    held_out = sum(ours.loss_sum(batch, slice(row, row + 1)).item() for row in range(4)) / int(mask.sum())
+    assert held_out == pytest.approx(entropy.item(), rel=1e-5)  # the loss of evaluation has none
 
 
 def test_clipping_bounds_the_whole_gradient_and_the_norm_before_it_is_reported(recipe_of, data):

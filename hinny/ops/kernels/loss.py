@@ -2,7 +2,7 @@
 
     loss_targets    the smallest and largest target that counts, and how many count
     loss_softmax    a program has a row of a block of logits: it reads it once for the log-sum-exp, and again, from
-                    the end that L2 still holds, to put the gradient in its place
+                    the end that L2 still holds, to put the gradient in its place; with a z-loss, that one's too
 
 A block of logits, in the products' type, is the one large thing beside the gradients: LOGIT_BYTES at most, or 128
 rows. More rows are fewer blocks, and the weight's gradient (v d, float32) is read and written once a block: for as long
@@ -60,11 +60,12 @@ def loss_targets(targets, mask, found, counted, rows, R: tl.constexpr):
 
 @triton.jit(do_not_specialize=["v"])
 def loss_softmax(
-    logits, targets, mask, losses, v, stride, UNROLL: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr,
-    GRADIENT: tl.constexpr,
+    logits, targets, mask, losses, squares, z_loss, v, stride, UNROLL: tl.constexpr, THREADS: tl.constexpr,
+    WIDTH: tl.constexpr, GRADIENT: tl.constexpr,
 ):
     """logits (i v) by rows of `stride` → losses (i); with GRADIENT, in their place softmax minus one at the target.
 
+    squares (i), if given: z_loss times the square of the log-sum-exp, kept apart from losses, but in the gradient.
     A thread takes WIDTH logits that lie together, UNROLL times in a tile. It keeps a maximum and a sum of its own.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -92,6 +93,11 @@ def loss_softmax(
     log_sum = highest + tl.log2(tl.sum(sums * tl.exp2(top - highest), 0))
     loss = (log_sum - tl.load(logits + target).to(tl.float32) * LOG2_E) * LN_2
     tl.store(losses + row, loss * counts)
+    excess = 1.0
+    if squares is not None:
+        natural = log_sum * LN_2
+        tl.store(squares + row, z_loss * natural * natural * counts)
+        excess = 1.0 + 2.0 * z_loss * natural
     if GRADIENT:
         # all have read the target's logit before one writes
         tl.debug_barrier()
@@ -100,29 +106,36 @@ def loss_softmax(
             at = (tiles - 1 - k) * TILE + place
             inside = at < stride
             tile = tl.load(logits + at, mask=inside, other=0).to(tl.float32)
-            share = (tl.exp2(tile * LOG2_E - log_sum) - tl.where(at == target, 1.0, 0.0)) * counts
+            share = tl.exp2(tile * LOG2_E - log_sum)
+            if squares is not None:
+                share *= excess
+            share = (share - tl.where(at == target, 1.0, 0.0)) * counts
             tl.store(logits + at, share.to(logits.dtype.element_ty), mask=inside)
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None, *, reduction: Reduction, product_dtype: torch.dtype
-) -> Tensor:
-    """`hinny.ops.linear_cross_entropy` on kernels: checked arguments, and the type of its products."""
+    x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None, *, reduction: Reduction,
+    product_dtype: torch.dtype, z_loss: float,
+) -> tuple[Tensor, Tensor]:
+    """`hinny.ops.linear_cross_entropy_z` on kernels: checked arguments, and the type of its products.
+
+    z_loss 0.0: no z-loss, and what is returned in its place is empty.
+    """
     wanted = (v.requires_grad and torch.is_grad_enabled() for v in (x, weight))
     rows, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1).contiguous()
     mask = None if mask is None else mask.reshape(-1).contiguous()
-    total, count, _, _ = _operator(rows, weight, targets, mask, product_dtype, *wanted)
-    return total / count if reduction == "mean" else total
+    total, z, count, _, _ = _operator(rows, weight, targets, mask, product_dtype, z_loss, *wanted)
+    return (total / count, z / count if z_loss else z) if reduction == "mean" else (total, z)
 
 
 def _forward(
-    x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None, product_dtype: torch.dtype, want_dx: bool,
-    want_dweight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x (i d) → the sum of losses, the number of rows that count, at least 1, and the sum's gradients to x and weight,
-    float32, or empty."""
+    x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None, product_dtype: torch.dtype, z_loss: float,
+    want_dx: bool, want_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x (i d) → the sum of losses with the z-loss, the z-loss in it or empty, the number of rows that count, at least
+    1, and the sum's gradients to x and weight, float32, or empty."""
     (rows, _), v = x.shape, len(weight)
-    total, count, dx, dweight = _results(x, weight, targets, mask, product_dtype, want_dx, want_dweight)
+    total, z, count, dx, dweight = _results(x, weight, targets, mask, product_dtype, z_loss, want_dx, want_dweight)
     found = targets.new_empty(2, dtype=torch.int64)
     loss_targets[(1,)](targets, mask, found, count, rows, **TARGETS)
     check = _target_check(found, v)
@@ -133,6 +146,7 @@ def _forward(
     size = max(block_bytes // (stride * product_dtype.itemsize) // MIN_ROWS, 1) * MIN_ROWS
     buffer = x.new_empty(min(size, rows), stride, dtype=product_dtype)
     losses = x.new_empty(rows, dtype=torch.float32)
+    squares = torch.empty_like(losses) if z_loss else None
     if rows == 0:
         dweight.zero_()
     for start in range(0, rows, size):
@@ -141,15 +155,19 @@ def _forward(
         block = block.to(product_dtype)
         logits = buffer[:len(block), :v]
         torch.mm(block, w.t(), out=logits)
-        loss_softmax[(len(block),)](logits, targets[some], None if mask is None else mask[some], losses[some], v,
-                                    stride, GRADIENT=want_dx or want_dweight, **use)
+        loss_softmax[(len(block),)](logits, targets[some], None if mask is None else mask[some], losses[some],
+                                    None if squares is None else squares[some], z_loss or None, v, stride,
+                                    GRADIENT=want_dx or want_dweight, **use)
         if want_dx:
             _product(logits, w, dx[some])
         if want_dweight:
             _product(logits.t(), block, dweight, add=start > 0)
     torch.sum(losses, 0, out=total)
+    if squares is not None:
+        torch.sum(squares, 0, out=z)
+        total += z
     check()
-    return total, count, dx, dweight
+    return total, z, count, dx, dweight
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
@@ -183,13 +201,14 @@ def _target_check(found: Tensor, v: int) -> Callable[[], None]:
 
 
 def _results(
-    x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None, product_dtype: torch.dtype, want_dx: bool,
-    want_dweight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None, product_dtype: torch.dtype, z_loss: float,
+    want_dx: bool, want_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     total, count = x.new_empty((), dtype=torch.float32), x.new_empty((), dtype=torch.int64)
+    z = x.new_empty(() if z_loss else 0, dtype=torch.float32)
     dx, dweight = (v.new_empty(v.shape if wanted else 0, dtype=torch.float32)
                    for v, wanted in ((x, want_dx), (weight, want_dweight)))
-    return total, count, dx, dweight
+    return total, z, count, dx, dweight
 
 
 def _backward(
@@ -206,18 +225,18 @@ def _fake_backward(
     return torch.empty_like(dx, dtype=x_dtype), torch.empty_like(dweight, dtype=weight_dtype)
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> None:
     x, weight, *_, ctx.want_dx, ctx.want_dweight = inputs
     ctx.dtypes = x.dtype, weight.dtype
-    ctx.save_for_backward(*output[2:])
+    ctx.save_for_backward(*output[3:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _gradients(run: Any, ctx: Any, dtotal: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if dtotal is None:
-        return (None,) * 7
+        return (None,) * 8
     dx, dweight = run(dtotal, *ctx.saved_tensors, *ctx.dtypes)
-    return dx if ctx.want_dx else None, dweight if ctx.want_dweight else None, None, None, None, None, None
+    return dx if ctx.want_dx else None, dweight if ctx.want_dweight else None, *(None,) * 6
 
 
 _operator = differentiable("linear_cross_entropy", _forward, _backward, fake=_results, fake_backward=_fake_backward,
@@ -225,7 +244,7 @@ _operator = differentiable("linear_cross_entropy", _forward, _backward, fake=_re
 
 
 def compilations(table: str) -> list[Compilation]:
-    """Both kernels with every configuration of a shipped table, with a mask and gradients."""
+    """Both kernels with every configuration of a shipped table, with a mask and gradients, without and with z-loss."""
     signature = {"targets": "*i64", "mask": "*i1", "found": "*i64", "counted": "*i64", "rows": "i32"}
     found = [Compilation("loss_targets-0", loss_targets, signature, {"R": TARGETS["R"]}, TARGETS["num_warps"], 1)]
     for number, rule in enumerate(rules(table)["loss_softmax"]):
@@ -234,8 +253,13 @@ def compilations(table: str) -> list[Compilation]:
         logits = "*fp32" if rule["when"].get("bits") == 32 else "*bf16"
         signature = {"logits": logits, "targets": "*i64", "mask": "*i1", "losses": "*fp32", "v": "i32",
                      "stride": "i32"}
-        found.append(Compilation(f"loss_softmax-{number}", loss_softmax, signature, use | {"GRADIENT": True}, warps,
-                                 stages, ("logits", "targets", "mask", "losses", "stride")))
+        aligned = ("logits", "targets", "mask", "losses", "stride")
+        use["GRADIENT"] = True
+        found.append(Compilation(f"loss_softmax-{number}", loss_softmax, signature,
+                                 use | {"squares": None, "z_loss": None}, warps, stages, aligned))
+        found.append(Compilation(f"loss_softmax-{number}z", loss_softmax,
+                                 signature | {"squares": "*fp32", "z_loss": "fp32"}, use, warps, stages,
+                                 (*aligned, "squares")))
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hinny.ops import linear_cross_entropy, use_backend
+from hinny.ops import linear_cross_entropy, linear_cross_entropy_z, use_backend
 from hinny.ops.kernels import launches, loss
 
 V, D = 1000, 6
@@ -64,6 +64,26 @@ def test_masked_rows_take_no_part_whatever_they_hold(reduction: str) -> None:
     close(found, gradients(total, x64, weight64))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_z_loss_is_that_of_float64_with_every_gradient(reduction: str, masked: bool) -> None:
+    inputs = given(2, 5)
+    inputs["weight"] *= 2  # log-sum-exps from 8 to 20
+    mask = torch.tensor([[True, False, True, True, False], [False, True, False, False, True]]) if masked else None
+    x, weight = inputs["x"].requires_grad_(), inputs["weight"].requires_grad_()
+    total, z = linear_cross_entropy_z(**inputs, mask=mask, z_loss=0.05, reduction=reduction)
+    x64, weight64 = (v.detach().double().requires_grad_() for v in (x, weight))
+    logits, targets = (x64 if mask is None else x64[mask]) @ weight64.T, inputs["targets"]
+    logits, targets = logits.flatten(0, -2), (targets if mask is None else targets[mask]).flatten()
+    squares = 0.05 * torch.logsumexp(logits, 1) ** 2
+    z64 = squares.mean() if reduction == "mean" else squares.sum()
+    close([z], [z64.detach()])
+    assert not z.requires_grad
+    assert z > 1e-2 * total
+    close(gradients(total, x, weight), gradients(F.cross_entropy(logits, targets, reduction=reduction) + z64,
+                                                 x64, weight64))
+
+
 @pytest.mark.parametrize("rows", [0, 5])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_no_rows_give_zero_and_zero_gradients(rows: int, reduction: str) -> None:
@@ -106,8 +126,9 @@ def test_a_target_outside_the_vocabulary_is_refused(target: int, message: str) -
         linear_cross_entropy(**inputs)
 
 
-def test_the_operator_says_what_it_returns() -> None:
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+def test_the_operator_says_what_it_returns(z_loss: float) -> None:
     inputs = given(5)
     torch.library.opcheck(torch.ops.hinny.linear_cross_entropy.default,
                           (inputs["x"].requires_grad_(), inputs["weight"].requires_grad_(), inputs["targets"], None,
-                           torch.float32, True, True), test_utils=("test_schema", "test_faketensor"))
+                           torch.float32, z_loss, True, True), test_utils=("test_schema", "test_faketensor"))
