@@ -6,21 +6,32 @@ A setting is read, or must have the one value that our layers compute, or is nam
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hinny.checkpoint.formats.files import Fields, SafetensorsFolder, has_safetensors, listed, read_json
-from hinny.checkpoint.formats.foreign import LONGEST, Tensors
+from hinny.checkpoint.formats.files import (
+    Fields,
+    SafetensorsFolder,
+    has_safetensors,
+    listed,
+    read_json,
+    tokenizer_files,
+)
+from hinny.checkpoint.formats.foreign import LONGEST, Foreign, Tensors
 from hinny.checkpoint.formats.pickles import PickledTensors
+from hinny.checkpoint.formats.table import Row
 from hinny.config import ModelConfig, validate
 from hinny.errors import CheckpointError, ConfigError
 from hinny.run import write_atomically
 
 CONFIG = "config.json"
 PICKLE = "pytorch_model.bin"
+
+EMBEDDINGS = ("embeddings", "embedding")
+"""The Mamba classes' name for the embedding, and that of files from before it was settled."""
 
 MAMBA1_CHUNK = 16
 """model.mamba1.chunk_len of what is imported: it changes speed and memory alone, and no foreign format has it."""
@@ -94,6 +105,27 @@ def check_class(settings: Settings, model_type: str, architecture: str) -> None:
     settings.must_be("model_type", model_type, absent=False)
     settings.must_be("architectures", [architecture])
     settings.must_lack("quantization_config", "quantised weights")
+
+
+def open_class(
+    folder: Path, model_type: str, architecture: str, model_of: Callable[[Settings], ModelConfig],
+    rows_of: Callable[[ModelConfig, str, str], list[Row]], embeddings: Sequence[str], *, rotary: bool = False,
+    more: Callable[[Settings, ModelConfig], Mapping[str, str]] = lambda settings, model: {},
+) -> Foreign:
+    """The checkpoint of a class in `folder`; rows_of: model, prefix, name of the embedding → the name table.
+
+    rotary: stored rotary frequencies are no weights. more: facts of the class.
+    """
+    settings, tensors = Settings(folder), open_weights(folder)
+    check_class(settings, model_type, architecture)
+    model = model_of(settings)
+    prefix, embedding = find_prefix(tensors, folder, embeddings)
+    ignored = tied_head(tensors, f"{prefix}{embedding}.weight", folder) if model.tie_embeddings else {}
+    ignored = ignored | (frequencies(tensors) if rotary else {})
+    said = more(settings, model)  # before the settings that nobody asked for are told
+    return Foreign(format=f"Hugging Face {model_type}", model=model, tensors=tensors,
+                   rows=rows_of(model, prefix, embedding), ignored=ignored, tokenizer=tokenizer_files(folder),
+                   facts=facts(settings, tensors) | dict(said))
 
 
 def open_weights(folder: Path) -> Tensors:
@@ -194,7 +226,7 @@ def model_config(settings: Settings, data: Mapping[str, Any]) -> ModelConfig:
         raise CheckpointError(f"{fault} The settings of this checkpoint make no model of ours.") from None
 
 
-def facts(settings: Settings, tensors: Tensors, **more: str) -> dict[str, str]:
+def facts(settings: Settings, tensors: Tensors) -> dict[str, str]:
     """What else is worth keeping of a checkpoint; call it when all settings have been asked for."""
     found = {"tensors": f"{len(tensors.infos):,}"}
     if "max_position_embeddings" in settings:
@@ -203,7 +235,7 @@ def facts(settings: Settings, tensors: Tensors, **more: str) -> dict[str, str]:
         found["dropout, which hinny does not train with"] = ", ".join(dropped)
     if unused := settings.unused():
         found["settings that change nothing here"] = ", ".join(unused)
-    return found | more
+    return found
 
 
 def write_config(folder: Path, settings: Mapping[str, Any], *, dtype: torch.dtype, eod: int | None) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from hinny.checkpoint.formats import hf_folder as hf
-from hinny.checkpoint.formats.files import tokenizer_files
 from hinny.checkpoint.formats.foreign import Foreign
 from hinny.checkpoint.formats.hf_layers import block_rows, head_row
 from hinny.checkpoint.formats.table import Row
@@ -28,14 +27,8 @@ def recognises(folder: Path) -> bool:
 
 def open_checkpoint(folder: Path) -> Foreign:
     """What the folder holds. Raises CheckpointError for settings that our layers do not compute exactly."""
-    settings, tensors = hf.Settings(folder), hf.open_weights(folder)
-    hf.check_class(settings, NAME, ARCHITECTURE)
-    model = _model(settings)
-    prefix, embedding = hf.find_prefix(tensors, folder, ["embed_tokens"])
-    tied = hf.tied_head(tensors, f"{prefix}{embedding}.weight", folder) if model.tie_embeddings else {}
-    return Foreign(format="Hugging Face llama", model=model, tensors=tensors, rows=rows(model, prefix=prefix),
-                   ignored=tied | hf.frequencies(tensors), tokenizer=tokenizer_files(folder),
-                   facts=hf.facts(settings, tensors))
+    return hf.open_class(folder, NAME, ARCHITECTURE, _model, lambda model, prefix, _: rows(model, prefix=prefix),
+                         ["embed_tokens"], rotary=True)
 
 
 def rows(model: ModelConfig, *, prefix: str = "model.") -> list[Row]:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from hinny.checkpoint.formats import hf_folder as hf
-from hinny.checkpoint.formats.files import tokenizer_files
 from hinny.checkpoint.formats.foreign import Foreign
 from hinny.checkpoint.formats.hf_layers import head_row, mixer_rows
 from hinny.checkpoint.formats.table import Row
@@ -22,8 +21,6 @@ from hinny.errors import CheckpointError
 
 NAME = "mamba"
 ARCHITECTURE = "MambaForCausalLM"
-EMBEDDINGS = ("embeddings", "embedding")
-"""Its name for the embedding, and that of files from before it was settled."""
 
 
 def recognises(folder: Path) -> bool:
@@ -33,19 +30,11 @@ def recognises(folder: Path) -> bool:
 
 def open_checkpoint(folder: Path) -> Foreign:
     """What the folder holds. Raises CheckpointError for settings that our layers do not compute exactly."""
-    settings, tensors = hf.Settings(folder), hf.open_weights(folder)
-    hf.check_class(settings, NAME, ARCHITECTURE)
-    model = _model(settings)
-    prefix, embedding = hf.find_prefix(tensors, folder, EMBEDDINGS)
-    tied = model.tie_embeddings
-    return Foreign(
-        format="Hugging Face mamba", model=model, tensors=tensors,
-        rows=rows(model, prefix=prefix, embedding=embedding),
-        ignored=hf.tied_head(tensors, f"{prefix}{embedding}.weight", folder) if tied else {},
-        tokenizer=tokenizer_files(folder), facts=hf.facts(settings, tensors))
+    return hf.open_class(folder, NAME, ARCHITECTURE, _model, lambda model, prefix, embedding: rows(
+        model, prefix=prefix, embedding=embedding), hf.EMBEDDINGS)
 
 
-def rows(model: ModelConfig, *, prefix: str = "backbone.", embedding: str = EMBEDDINGS[0]) -> list[Row]:
+def rows(model: ModelConfig, *, prefix: str = "backbone.", embedding: str = hf.EMBEDDINGS[0]) -> list[Row]:
     """The name table; a tied head is not stored."""
     return mixer_rows(model, prefix, embedding) + ([] if model.tie_embeddings else [head_row(model)])
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from hinny.checkpoint.formats import hf_folder as hf
-from hinny.checkpoint.formats.files import tokenizer_files
 from hinny.checkpoint.formats.foreign import Foreign
 from hinny.checkpoint.formats.hf_layers import head_row, mixer_rows
 from hinny.checkpoint.formats.table import Row
@@ -24,8 +23,6 @@ from hinny.errors import CheckpointError
 
 NAME = "mamba2"
 ARCHITECTURE = "Mamba2ForCausalLM"
-EMBEDDINGS = ("embeddings", "embedding")
-"""Its name for the embedding, and that of files from before it was settled."""
 
 
 def recognises(folder: Path) -> bool:
@@ -35,23 +32,11 @@ def recognises(folder: Path) -> bool:
 
 def open_checkpoint(folder: Path) -> Foreign:
     """What the folder holds. Raises CheckpointError for settings that our layers do not compute exactly."""
-    settings, tensors = hf.Settings(folder), hf.open_weights(folder)
-    hf.check_class(settings, NAME, ARCHITECTURE)
-    model = _model(settings)
-    prefix, embedding = hf.find_prefix(tensors, folder, EMBEDDINGS)
-    tied = model.tie_embeddings
-    assert model.mamba2 is not None
-    grouped = {"gated norm": f"over {model.mamba2.n_groups} groups, as mamba_ssm and newer releases of transformers "
-                             "compute it; older ones normalise the whole width"}
-    return Foreign(
-        format="Hugging Face mamba2", model=model, tensors=tensors,
-        rows=rows(model, prefix=prefix, embedding=embedding),
-        ignored=hf.tied_head(tensors, f"{prefix}{embedding}.weight", folder) if tied else {},
-        tokenizer=tokenizer_files(folder),
-        facts=hf.facts(settings, tensors) | (grouped if model.mamba2.n_groups > 1 else {}))
+    return hf.open_class(folder, NAME, ARCHITECTURE, _model, lambda model, prefix, embedding: rows(
+        model, prefix=prefix, embedding=embedding), hf.EMBEDDINGS, more=_norm)
 
 
-def rows(model: ModelConfig, *, prefix: str = "backbone.", embedding: str = EMBEDDINGS[0]) -> list[Row]:
+def rows(model: ModelConfig, *, prefix: str = "backbone.", embedding: str = hf.EMBEDDINGS[0]) -> list[Row]:
     """The name table; a tied head is not stored."""
     return mixer_rows(model, prefix, embedding) + ([] if model.tie_embeddings else [head_row(model)])
 
@@ -84,6 +69,15 @@ def write_settings(model: ModelConfig, folder: Path, *, dtype: torch.dtype, max_
         "max_position_embeddings": max_len, "time_step_min": c.dt_min, "time_step_max": c.dt_max,
         "use_bias": False, "use_conv_bias": True, "residual_in_fp32": True}, dtype=dtype, eod=eod)
     return []
+
+
+def _norm(_: hf.Settings, model: ModelConfig) -> dict[str, str]:
+    """What is to be said of the gated norm."""
+    assert model.mamba2 is not None
+    if model.mamba2.n_groups == 1:
+        return {}
+    return {"gated norm": f"over {model.mamba2.n_groups} groups, as mamba_ssm and newer releases of transformers "
+                          "compute it; older ones normalise the whole width"}
 
 
 def _model(settings: hf.Settings) -> ModelConfig:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from hinny.checkpoint.formats import hf_folder as hf
-from hinny.checkpoint.formats.files import tokenizer_files
 from hinny.checkpoint.formats.foreign import Foreign
 from hinny.checkpoint.formats.hf_layers import head_row, mixer_rows
 from hinny.checkpoint.formats.table import Row
@@ -29,7 +28,6 @@ from hinny.pattern import parse
 
 NAME = "nemotron_h"
 ARCHITECTURE = "NemotronHForCausalLM"
-EMBEDDINGS = ("embeddings", "embedding")
 
 SYMBOLS = {"mamba": "M", "linear_attention": "M", "attention": "*", "full_attention": "*", "mlp": "-"}
 """layers_block_type, in its older and newer words → our symbol."""
@@ -50,20 +48,11 @@ def recognises(folder: Path) -> bool:
 
 def open_checkpoint(folder: Path) -> Foreign:
     """What the folder holds. Raises CheckpointError for settings that our layers do not compute exactly."""
-    settings, tensors = hf.Settings(folder), hf.open_weights(folder)
-    hf.check_class(settings, NAME, ARCHITECTURE)
-    model = _model(settings)
-    prefix, embedding = hf.find_prefix(tensors, folder, EMBEDDINGS)
-    least, steps = settings.get("time_step_min", float, 0.001), {}
-    if model.mamba2 is not None and least > LEAST_TIME_STEP:
-        steps = {"time steps": f"not raised to time_step_min ({least}), which transformers alone does, in prompts"}
-    return Foreign(
-        format="Hugging Face nemotron_h", model=model, tensors=tensors,
-        rows=rows(model, prefix=prefix, embedding=embedding), tokenizer=tokenizer_files(folder),
-        facts=hf.facts(settings, tensors) | steps)
+    return hf.open_class(folder, NAME, ARCHITECTURE, _model, lambda model, prefix, embedding: rows(
+        model, prefix=prefix, embedding=embedding), hf.EMBEDDINGS, more=_steps)
 
 
-def rows(model: ModelConfig, *, prefix: str = "backbone.", embedding: str = EMBEDDINGS[0]) -> list[Row]:
+def rows(model: ModelConfig, *, prefix: str = "backbone.", embedding: str = hf.EMBEDDINGS[0]) -> list[Row]:
     """The name table. The class has a head of its own: a tied one is written as a copy of the embedding."""
     return [*mixer_rows(model, prefix, embedding), head_row(model)]
 
@@ -108,6 +97,14 @@ def write_settings(model: ModelConfig, folder: Path, *, dtype: torch.dtype, max_
         notes.append(f"mlp_hidden_act is {m.activation}. transformers computes it. Servers may have squared ReLU "
                      "built into this class, and none was tried: compare its logits before you use one.")
     return notes
+
+
+def _steps(settings: hf.Settings, model: ModelConfig) -> dict[str, str]:
+    """What is to be said of time steps."""
+    least = settings.get("time_step_min", float, 0.001)
+    if model.mamba2 is None or least <= LEAST_TIME_STEP:
+        return {}
+    return {"time steps": f"not raised to time_step_min ({least}), which transformers alone does, in prompts"}
 
 
 def _model(settings: hf.Settings) -> ModelConfig:
