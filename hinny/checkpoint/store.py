@@ -33,9 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from hinny.checkpoint import weights as weight_files
-from hinny.checkpoint.disk import PARTIAL, sha256
-from hinny.checkpoint.disk import sync as _sync
-from hinny.checkpoint.disk import write_synced as _write_synced
+from hinny.checkpoint.disk import PARTIAL, sha256, sync, write_synced
 from hinny.checkpoint.formats.foreign import Tensors
 from hinny.checkpoint.weights import one_process
 from hinny.config import Recipe
@@ -69,11 +67,11 @@ def save(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
             dcp.save(state, storage_writer=dcp.FileSystemWriter(partial, sync_files=True), no_dist=True)
         sums = {file.name: sha256(file) for file in sorted(partial.iterdir())}
         meta = {"step": step, "kept": keep, "files": sums, **extra}
-        _write_synced(partial / "meta.json", json.dumps(meta, indent=1) + "\n")
-        _sync(partial)
+        write_synced(partial / "meta.json", json.dumps(meta, indent=1) + "\n")
+        sync(partial)
         _sync_file(run.path / "metrics.jsonl")
         partial.rename(final)
-        _sync(run.checkpoints)
+        sync(run.checkpoints)
     except (OSError, CheckpointException) as fault:
         good = latest(run)
         raise CheckpointError(
@@ -284,4 +282,4 @@ def _reason(fault: BaseException) -> str:
 def _sync_file(file: Path) -> None:
     """What the metrics say up to this step must be on the disk before the checkpoint is."""
     if file.exists():
-        _sync(file)
+        sync(file)
