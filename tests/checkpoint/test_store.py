@@ -136,7 +136,7 @@ def test_a_save_that_dies_before_the_rename_is_no_checkpoint_and_is_swept_up(run
     def killed(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "_sync", killed)
+    monkeypatch.setattr(store, "sync", killed)
     with pytest.raises(KeyboardInterrupt):
         save(run, 4, model, optimizer, EXTRA)
     monkeypatch.undo()

@@ -60,7 +60,7 @@ def progress(now):
     if now["step"] == int(step):
         if moment == "step":
             die()
-        store._write_synced = die
+        store.write_synced = die
 
 train(load_recipe(recipe), out, data=data, threads=1, progress=progress)
 """
