@@ -9,20 +9,36 @@ from torch import Tensor, nn
 
 from hinny import ops
 from hinny.config import ModelConfig
+from hinny.layers.linear import Linear
 from hinny.state import KVState
+
+
+def positions(x: Tensor, start: int, segments: Tensor | None) -> Tensor:
+    """Position of each token in its document: (t,), or (b t) where documents are packed."""
+    count = torch.arange(start, start + x.shape[1], device=x.device)
+    if segments is None:
+        return count
+    opens = torch.ones_like(segments, dtype=torch.bool)
+    opens[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return count - torch.where(opens, count, 0).cummax(dim=1).values
 
 
 class Attention(nn.Module):
     """x (b t d) → x (b t d): h query heads share g key/value heads, head i using head i // (h / g)."""
 
+    mix = staticmethod(ops.attention)
+    """What mixes the tokens; may be replaced, as Mamba2.mix."""
+    positions = staticmethod(positions)
+    """Where the tokens stand in their documents; may be replaced too."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.attention is not None
         self.config = c = config.attention
-        self.q = nn.Linear(config.d_model, c.n_heads * c.head_dim, bias=False)
-        self.k = nn.Linear(config.d_model, c.n_kv_heads * c.head_dim, bias=False)
-        self.v = nn.Linear(config.d_model, c.n_kv_heads * c.head_dim, bias=False)
-        self.o = nn.Linear(c.n_heads * c.head_dim, config.d_model, bias=False)
+        self.q = Linear(config.d_model, c.n_heads * c.head_dim)
+        self.k = Linear(config.d_model, c.n_kv_heads * c.head_dim)
+        self.v = Linear(config.d_model, c.n_kv_heads * c.head_dim)
+        self.o = Linear(c.n_heads * c.head_dim, config.d_model)
         self.std = config.init_std
         self.out_std = config.output_init_std or config.init_std / math.sqrt(2 * config.depth)
 
@@ -37,7 +53,7 @@ class Attention(nn.Module):
         heads = (*x.shape[:2], -1, self.config.head_dim)
         q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
         if self.config.positions == "rope":
-            position = positions(x, 0 if state is None else state.length, segments)
+            position = self.positions(x, 0 if state is None else state.length, segments)
             base, rope_dim = self.config.rope_base, self.config.rope_dim
             assert base is not None
             q = ops.rope(q, position, base=base, rope_dim=rope_dim)
@@ -45,20 +61,10 @@ class Attention(nn.Module):
         if state is not None:
             state.append(k, v)
             k, v = state.k.to(q.dtype), state.v.to(q.dtype)
-        return self.o(ops.attention(q, k, v, segments=segments).flatten(2))
+        return self.o(self.mix(q, k, v, segments=segments).flatten(2))
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> KVState:
         """The state before the first token: no keys."""
         shape = (batch_size, 0, self.k.weight.shape[0] // self.config.head_dim, self.config.head_dim)
         empty = torch.empty(shape, device=device, dtype=self.k.weight.dtype)
         return KVState(k=empty, v=empty.clone())
-
-
-def positions(x: Tensor, start: int, segments: Tensor | None) -> Tensor:
-    """Position of each token in its document: (t,), or (b t) where documents are packed."""
-    count = torch.arange(start, start + x.shape[1], device=x.device)
-    if segments is None:
-        return count
-    opens = torch.ones_like(segments, dtype=torch.bool)
-    opens[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return count - torch.where(opens, count, 0).cummax(dim=1).values

@@ -12,6 +12,9 @@ from hinny.layers.linear import fan_in_uniform
 class CausalConv(nn.Module):
     """Depthwise causal convolution of width `width` with bias, then SiLU."""
 
+    mix = staticmethod(ops.causal_conv)
+    """What mixes the tokens; may be replaced, as Mamba2.mix."""
+
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, width))
@@ -24,4 +27,4 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None = None, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (b t ch), state (b ch w-1) → y (b t ch) and the next state."""
-        return ops.causal_conv(x, self.weight, self.bias, activation="silu", initial_state=state, segments=segments)
+        return self.mix(x, self.weight, self.bias, activation="silu", initial_state=state, segments=segments)

@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from hinny import ops
 from hinny.config import ModelConfig
 from hinny.layers.conv import CausalConv
-from hinny.layers.linear import SplitLinear, fan_in_uniform, inverse_softplus_of_time_step
+from hinny.layers.linear import Linear, SplitLinear, fan_in_uniform, inverse_softplus_of_time_step
 from hinny.state import SSMState
 
 
 class Mamba1(nn.Module):
     """x (b t d) → x (b t d) through a state of d_inner channels, each of d_state numbers."""
+
+    mix = staticmethod(ops.selective_scan)
+    """What mixes the tokens behind the convolution; may be replaced, as Mamba2.mix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -34,11 +37,11 @@ class Mamba1(nn.Module):
         self.in_proj = SplitLinear(config.d_model, {"x": d_inner, "z": d_inner})
         self.conv = CausalConv(d_inner, c.d_conv)
         self.x_proj = SplitLinear(d_inner, {"dt": c.dt_rank, "B": c.d_state, "C": c.d_state})
-        self.dt_proj = nn.Linear(c.dt_rank, d_inner, bias=False)
+        self.dt_proj = Linear(c.dt_rank, d_inner)
         self.dt_bias = nn.Parameter(torch.empty(d_inner))
         self.A_log = nn.Parameter(torch.empty(d_inner, c.d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
-        self.out_proj = nn.Linear(d_inner, config.d_model, bias=False)
+        self.out_proj = Linear(d_inner, config.d_model)
         self.out_std = config.init_std / math.sqrt(config.depth)
 
     def init_weights(self, generator: torch.Generator) -> None:
@@ -59,7 +62,7 @@ class Mamba1(nn.Module):
         x, z = self.in_proj(u)
         x, conv_state = self.conv(x, None if state is None else state.conv, segments)
         dt, B, C = self.x_proj(x)
-        y, ssm = ops.selective_scan(
+        y, ssm = self.mix(
             x, self.dt_proj(dt), -self.A_log.exp(), B, C, D=self.D, z=z, dt_bias=self.dt_bias, dt_softplus=True,
             initial_state=None if state is None else state.ssm, segments=segments, chunk_len=self.config.chunk_len)
         if state is not None:

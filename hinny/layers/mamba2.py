@@ -2,7 +2,7 @@
 
     z, x, B, C, dt = in_proj(u)
     x, B, C        = silu(conv(x)), silu(conv(B)), silu(conv(C))                                |  both in
-    y              = ssd(x, softplus(dt + dt_bias), A = -exp(A_log), B, C) + D x                |  ops.mamba2
+    y              = ssd(x, softplus(dt + dt_bias), A = -exp(A_log), B, C) + D x                |  self.mix
     out            = out_proj(norm(y * silu(z)))            norm in n_groups groups, the gate before it
 
 Letters: b batch, t time, d model, h heads, p head_dim, g groups, n state; d_inner = h p.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hinny import ops
 from hinny.config import ModelConfig
 from hinny.layers.conv import CausalConv
-from hinny.layers.linear import SplitLinear, inverse_softplus_of_time_step
+from hinny.layers.linear import Linear, SplitLinear, inverse_softplus_of_time_step
 from hinny.state import SSMState
 
 A_RANGE = (1.0, 16.0)
@@ -27,6 +27,9 @@ A_RANGE = (1.0, 16.0)
 
 class Mamba2(nn.Module):
     """x (b t d) → x (b t d) through a state of h heads, each head_dim x d_state (research: paper section 2.1)."""
+
+    mix = staticmethod(ops.mamba2)
+    """What mixes the tokens; whoever spreads a sequence over processes puts another with its signature here."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class Mamba2(nn.Module):
         self.A_log = nn.Parameter(torch.empty(n_heads))
         self.D = nn.Parameter(torch.empty(n_heads))
         self.norm = nn.ParameterDict({"weight": torch.empty(d_inner)})
-        self.out_proj = nn.Linear(d_inner, config.d_model, bias=False)
+        self.out_proj = Linear(d_inner, config.d_model)
         self.norm_eps, self.group_size = config.norm_eps, d_inner // c.n_groups
         self.out_std = config.init_std / math.sqrt(config.depth)
 
@@ -54,7 +57,8 @@ class Mamba2(nn.Module):
         with torch.no_grad():
             c = self.config
             self.dt_bias.copy_(inverse_softplus_of_time_step(self.dt_bias.shape, c.dt_min, c.dt_max, generator))
-            self.A_log.copy_(torch.empty(self.A_log.shape).uniform_(*A_RANGE, generator=generator).log())
+            rates = torch.empty(self.A_log.shape, device=generator.device).uniform_(*A_RANGE, generator=generator)
+            self.A_log.copy_(rates.log())
         nn.init.ones_(self.D)
         nn.init.ones_(self.norm["weight"])
         nn.init.normal_(self.out_proj.weight, std=self.out_std, generator=generator)
@@ -69,7 +73,7 @@ class Mamba2(nn.Module):
         z, x, B, C, dt = self.in_proj(u)
         heads, groups = (*u.shape[:2], -1, self.config.head_dim), (*u.shape[:2], -1, self.config.d_state)
         weights, biases = zip(*((conv.weight, conv.bias) for conv in self.convs), strict=True)
-        y, ssm, conv_state = ops.mamba2(
+        y, ssm, conv_state = self.mix(
             x.view(heads), dt, -self.A_log.exp(), B.view(groups), C.view(groups), weights, biases,
             D=self.D, dt_bias=self.dt_bias, dt_softplus=True, initial_state=None if state is None else state.ssm,
             conv_state=None if state is None else state.conv, segments=segments, chunk_len=self.config.chunk_len)

@@ -9,17 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hinny import ops
 from hinny.config import ModelConfig
+from hinny.layers.linear import Linear
 from hinny.state import LayerState
 
-
-def relu2(x: Tensor) -> Tensor:
-    """Squared ReLU."""
-    return F.relu(x).square()
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": relu2, "swiglu": F.silu}
-"""mlp.activation → function; swiglu multiplies it by a second projection. GELU is the exact erf form."""
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"gelu": F.gelu, "relu2": ops.relu2, "swiglu": ops.swiglu}
+"""mlp.activation → function of the projection up, for swiglu of gate and up. GELU is the exact erf form."""
 
 
 class MLP(nn.Module):
@@ -30,9 +26,9 @@ class MLP(nn.Module):
         assert config.mlp is not None
         self.activation = ACTIVATIONS[config.mlp.activation]
         gated = config.mlp.activation == "swiglu"
-        self.gate = nn.Linear(config.d_model, config.mlp.d_ff, bias=False) if gated else None
-        self.up = nn.Linear(config.d_model, config.mlp.d_ff, bias=False)
-        self.down = nn.Linear(config.mlp.d_ff, config.d_model, bias=False)
+        self.gate = Linear(config.d_model, config.mlp.d_ff) if gated else None
+        self.up = Linear(config.d_model, config.mlp.d_ff)
+        self.down = Linear(config.mlp.d_ff, config.d_model)
         self.std = config.init_std
         self.out_std = config.output_init_std or config.init_std / math.sqrt(2 * config.depth)
 
@@ -48,7 +44,7 @@ class MLP(nn.Module):
         assert state is None
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x), self.up(x)))
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> None:
         """An MLP carries nothing."""

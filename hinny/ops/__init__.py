@@ -1,9 +1,12 @@
-"""Pure functions on tensors: the sequence mixers, norms and the loss, each with its definition beside it."""
+"""Pure functions on tensors: mixers of a sequence, norms, activations, linear layers and the loss; the mixers and the
+loss with their definitions beside them."""
 
+from hinny.ops.activations import relu2, swiglu
 from hinny.ops.attention import attention, attention_reference, rope
 from hinny.ops.backend import use_backend
 from hinny.ops.conv import causal_conv, causal_conv_reference, causal_conv_step
 from hinny.ops.decode import conv_update, mamba2_update, ssd_update
+from hinny.ops.linear import linear, split_linear
 from hinny.ops.loss import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
@@ -27,6 +30,7 @@ __all__ = [
     "flush_replay",
     "gated_rms_norm",
     "layer_norm_1p",
+    "linear",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
     "linear_cross_entropy_z",
@@ -34,14 +38,17 @@ __all__ = [
     "make_replay",
     "mamba2",
     "mamba2_update",
+    "relu2",
     "rms_norm",
     "rope",
     "selective_scan",
     "selective_scan_recurrence",
     "selective_scan_step",
+    "split_linear",
     "ssd",
     "ssd_recurrence",
     "ssd_step",
     "ssd_update",
+    "swiglu",
     "use_backend",
 ]

@@ -20,6 +20,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, segments: Tensor | None = None
 
     q (b t h p); k, v (b s g p), s >= t: the queries are at the last t positions; query head i reads key/value head
     i // (h/g); segments (b s) int: nothing is read across a change of id. Returns y (b t h p) in q's dtype.
+    With segments a mask (b t s) of booleans is made; without them none on a GPU in bfloat16 or float16.
     Raises ValueError for shapes that do not fit.
     """
     if backend.asked() == "reference":
@@ -28,7 +29,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, segments: Tensor | None = None
     t, s, heads, groups = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
     # a single query sees all keys; torch's is_causal puts query 0 at key 0, right only if s == t
     causal = segments is None and s == t and t > 1
-    mask = None if causal or (segments is None and t == 1) else visible(t, s, q.device, segments)
+    if segments is None and 1 < t < s and q.is_cuda:
+        mask: Tensor | None = last_queries(t, s)
+    else:
+        mask = None if causal or (segments is None and t == 1) else visible(t, s, q.device, segments)
     y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
                                        is_causal=causal, enable_gqa=heads != groups)
     return y.transpose(1, 2).to(q.dtype)
@@ -43,6 +47,16 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, *, segments: Tensor | N
         scores = torch.einsum("bthp,bshp->bhts", q.to(dtype), keys) / q.shape[-1] ** 0.5
         scores = scores.masked_fill(~visible(q.shape[1], k.shape[1], q.device, segments), -torch.inf)
         return torch.einsum("bhts,bshp->bthp", scores.softmax(-1), values).to(q.dtype)
+
+
+def last_queries(t: int, s: int) -> Tensor:
+    """What stands for the mask of the last t of s positions in torch's attention; its kernels need no numbers for it,
+    and where none takes the tensors it becomes `visible`'s.
+    """
+    # here alone: the import takes torch's compiler along, 1.4 s
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right(t, s)
 
 
 def visible(t: int, s: int, device: torch.device, segments: Tensor | None) -> Tensor:
@@ -70,8 +84,13 @@ def rope(x: Tensor, position: Tensor, *, base: float, rope_dim: int) -> Tensor:
     dtype = wide(x.dtype)
     with without_autocast(x):
         exponents = torch.arange(0, rope_dim, 2, dtype=dtype, device=x.device) / max(rope_dim, 1)
-        angles = position.to(dtype)[..., None, None] * base ** -exponents  # ([b] t 1 rope_dim/2)
+        angles = position.to(dtype)[..., None] * base ** -exponents  # ([b] t rope_dim/2)
         cos, sin = angles.cos(), angles.sin()
+        if rope_dim and backend.chosen(x) == "triton":
+            from hinny.ops.kernels import rope as kernels  # here alone: Triton is imported where it runs
+
+            return kernels.rope(x, cos, sin)
+        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
         rotated, rest = x.split([rope_dim, p - rope_dim], -1)
         first, second = rotated.to(dtype).chunk(2, -1)
         turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)

@@ -33,6 +33,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def layer_norm_1p(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """x (... d) to mean 0 and variance 1, times weight (d,) + 1, plus bias (d,)."""
     check_shapes("layer_norm_1p", weight=(weight, (x.shape[-1],)), bias=(bias, (x.shape[-1],)))
+    if backend.chosen(x) == "triton":
+        from hinny.ops.kernels import layer_norm as kernels
+
+        return kernels.layer_norm_1p(x, weight, bias, eps)
     with without_autocast(x):
         values, weight, bias = cast(wide(x.dtype), x, weight, bias)
         return F.layer_norm(values, weight.shape, weight + 1, bias, eps).to(x.dtype)

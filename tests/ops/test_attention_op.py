@@ -6,10 +6,12 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from op_checks import assert_same, normal, packed
 from torch import Tensor
 
 from hinny.ops import attention, attention_reference, rope, use_backend
+from hinny.ops.attention import last_queries
 
 
 def given(t: int = 9, s: int = 9, h: int = 4, g: int = 2, p: int = 6, b: int = 2) -> dict[str, Tensor]:
@@ -26,6 +28,17 @@ def test_the_fast_form_equals_the_definition_with_every_gradient(t: int, s: int,
 def test_segments_equal_the_definition_with_every_gradient(t: int) -> None:
     segments = packed([2, 5, 2], 2)
     assert_same(partial(attention, segments=segments), partial(attention_reference, segments=segments), given(t))
+
+
+@pytest.mark.parametrize(("t", "s"), [(2, 9), (8, 9)])
+@pytest.mark.parametrize("g", [2, 4])
+def test_what_stands_for_the_mask_on_a_gpu_lets_through_what_the_mask_does(t: int, s: int, g: int) -> None:
+    def through(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=last_queries(t, s), enable_gqa=g != 4)
+        return y.transpose(1, 2)
+
+    assert_same(through, attention_reference, given(t, s, g=g))
 
 
 def test_the_definition_is_the_weighted_mean_of_earlier_values() -> None:

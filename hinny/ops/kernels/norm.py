@@ -101,7 +101,7 @@ def norm_backward(
     tl.store(mine, tl.sum(dgain, 0), mask=column < size)
 
 
-def _rows(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     """x (... d) as (rows d), its channels side by side; a slice of wider rows stays where it is."""
     x = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -117,7 +117,7 @@ def _launched(kernel: str, x: Tensor, z: Tensor | None, size: int) -> tuple[int,
 
 def _forward(x: Tensor, z: Tensor | None, weight: Tensor, eps: float, size: int) -> Tensor:
     y = _fake(x, z, weight, eps, size)
-    x, z = _rows(x), None if z is None else _rows(z)
+    x, z = as_rows(x), None if z is None else as_rows(z)
     groups, parts, use = _launched("norm_forward", x, z, size)
     norm_forward[groups * parts,](x, z, weight.contiguous(), y, x.shape[0], use.pop("span"), groups, size, x.stride(0),
                                   0 if z is None else z.stride(0), eps, **use)
@@ -132,7 +132,7 @@ def _backward(
     x: Tensor, z: Tensor | None, weight: Tensor, dy: Tensor, eps: float, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dz, dweight = results = _fake_backward(x, z, weight, dy, eps, size)
-    x, z, dy = _rows(x), None if z is None else _rows(z), _rows(dy)
+    x, z, dy = as_rows(x), None if z is None else as_rows(z), as_rows(dy)
     groups, parts, use = _launched("norm_backward", x, z, size)
     parts_of = x.new_empty((parts, 1, x.shape[1]), dtype=torch.float32)
     norm_backward[groups * parts,](x, z, weight.contiguous(), dy, dx, None if z is None else dz, parts_of, x.shape[0],
