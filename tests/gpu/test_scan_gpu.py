@@ -3,6 +3,8 @@ the torch form in the same type. Both keep everything inside in float32, so both
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hinny.ops import selective_scan, selective_scan_recurrence, selective_scan_step, use_backend
-from hinny.ops.kernels import launches
+from hinny.ops.kernels import hopper, launches
 
 pytestmark = pytest.mark.gpu
 SEQUENCES = ("x", "dt", "B", "C", "z")
@@ -57,7 +59,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-def check(inputs: dict[str, Tensor], **options: Any) -> None:
+def check(inputs: dict[str, Tensor], floor: float = FLOOR, **options: Any) -> None:
     """Kernels are off by 1.5 times what the torch form is off, at most."""
     exact = gradients(partial(selective_scan_recurrence, **options), {name: v.double() for name, v in inputs.items()})
     run = partial(selective_scan, **options)
@@ -68,7 +70,7 @@ def check(inputs: dict[str, Tensor], **options: Any) -> None:
         again = gradients(run, inputs)
     for name, right in exact.items():
         assert found[name].dtype == plain[name].dtype, name
-        assert error(found[name], right) <= 1.5 * error(plain[name], right) + FLOOR, name
+        assert error(found[name], right) <= 1.5 * error(plain[name], right) + floor, name
         assert torch.equal(found[name], again[name]), name
 
 
@@ -139,6 +141,101 @@ def test_pieces_of_the_backward_equal_the_whole() -> None:
             for name, v in whole.items():
                 # sums in another order, rounded to bfloat16 or kept
                 assert error(found[name], v.double()) < (2 ** -9 if v.dtype == torch.bfloat16 else 1e-5), name
+
+
+@contextmanager
+def fast(**change: int) -> Iterator[None]:
+    """Inside, the kernels for Hopper GPUs take however few programs, and have to be launched, and no others."""
+    device = torch.empty(0, device="cuda").device
+    if not hopper.runs_on(device):
+        pytest.skip("these kernels are for Hopper GPUs and one version of Triton")
+    use = launches.find("sm90", "scan_fast_gradients") | {"ENOUGH": 1} | change
+    with use_backend("triton"), launches.trial({"scan_fast_gradients": use}) as seen:
+        yield
+    names = {kernel for kernel, _ in seen}
+    assert {"scan_fast_walk", "scan_fast_gradients"} <= names
+    assert not names & {"scan_walk", "scan_walk_back", "scan_gradients"}
+
+
+def check_fast(inputs: dict[str, Tensor], **options: Any) -> None:
+    """`check` of the kernels for Hopper GPUs; `use_backend` of the torch form is the inner one there."""
+    with fast():
+        check(inputs, 3 * FLOOR, dt_softplus=True, **options)
+
+
+@settings(max_examples=16, deadline=None)
+@given(b=st.integers(1, 3), t=st.integers(1, 140), d=st.sampled_from([16, 64, 80, 144]),
+       n=st.sampled_from([34, 64, 100, 128]), seed=st.integers(0, 9),
+       lengths=st.one_of(st.none(), st.lists(st.integers(1, 50), min_size=1, max_size=4)))
+def test_hopper_kernels_give_every_gradient_with_and_without_documents(
+    b: int, t: int, d: int, n: int, seed: int, lengths: list[int] | None
+) -> None:
+    segments = None if lengths is None else documents(b, t, lengths)
+    check_fast(draw(b, t, d, n, seed, torch.bfloat16), segments=segments)
+
+
+@pytest.mark.parametrize("absent", [
+    ("z",), ("D",), ("dt_bias",), ("initial_state",), ("z", "D", "dt_bias", "initial_state")])
+@pytest.mark.parametrize(("n", "t"), [(128, 67), (50, 41)])
+def test_hopper_kernels_may_leave_out_every_optional_argument(n: int, t: int, absent: tuple[str, ...]) -> None:
+    inputs = draw(2, t, 80, n, dtype=torch.bfloat16)
+    check_fast({name: v for name, v in inputs.items() if name not in absent})
+
+
+def test_hopper_kernels_take_steps_as_they_are_and_extreme_decays() -> None:
+    inputs = draw(2, 45, 64, 40, dtype=torch.bfloat16)
+    del inputs["dt_bias"]
+    inputs["dt"] = inputs["dt"].abs()
+    for rate in (50.0, 1e-8):
+        with fast():
+            check(inputs | {"A": torch.full_like(inputs["A"], -rate)}, 3 * FLOOR, segments=documents(2, 45, [20, 3]))
+
+
+def test_hopper_kernels_in_pieces_of_rows_and_tokens_equal_the_whole_and_the_other_kernels() -> None:
+    """Of five rows two at a time, 64 tokens and then 36, beside all at once; shapes that are odd and even to lanes."""
+    inputs, ids = draw(5, 100, 112, 96, dtype=torch.bfloat16), documents(5, 100, [70, 21])
+    run = partial(scan, segments=ids)
+    with use_backend("triton"):
+        others = gradients(run, inputs)
+    with fast():
+        whole = gradients(run, inputs)
+    with fast(EDGE_BYTES=2 * 64 * 112 * 96 // 2, PROGRAMS=5):
+        pieces = gradients(run, inputs)
+    for name, v in whole.items():
+        # sums in another order, rounded to bfloat16 or kept
+        bound = 2 ** -9 if v.dtype == torch.bfloat16 else 1e-5
+        assert error(pieces[name], v.double()) < bound, name
+        assert error(others[name], v.double()) < 2 * bound, name
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, when its compiler is first imported
+def test_hopper_kernels_compile_into_one_graph_and_are_checkpointed() -> None:
+    inputs, ids = draw(2, 100, 64, 64, dtype=torch.bfloat16), documents(2, 100, [33, 20])
+    run = partial(scan, segments=ids)
+    for change in ({}, {"EDGE_BYTES": 32 * 64 * 64, "PROGRAMS": 1}):
+        with fast(**change):
+            expected = gradients(run, inputs)
+            compiled = gradients(torch.compile(run, backend="aot_eager", fullgraph=True), inputs)
+            again = gradients(lambda **v: checkpoint(run, **v, use_reentrant=False), inputs)
+            torch.compiler.reset()
+        for name, v in expected.items():
+            assert torch.equal(compiled[name], v), name
+            assert torch.equal(again[name], v), name
+
+
+def test_the_hopper_kernels_are_chosen_where_they_fill_the_gpu() -> None:
+    """And give what the others give, at the shape of a training step's share."""
+    inputs = draw(2, 1000, 2048, 128, dtype=torch.bfloat16)
+    with use_backend("triton"), launches.trial() as seen:
+        found = gradients(scan, inputs)
+    chosen = {kernel for kernel, _ in seen}
+    assert ("scan_fast_walk" in chosen) == hopper.runs_on(inputs["x"].device)
+    with use_backend("triton"):
+        others = [gradients(scan, {name: v[i:i + 1] if name in (*SEQUENCES, "initial_state") else v
+                                   for name, v in inputs.items()}) for i in range(2)]
+    for name in ("y", "final"):
+        both = torch.cat([v[name] for v in others]).double()
+        assert error(found[name], both) < (2 ** -8 if name == "y" else 1e-5), name
 
 
 def test_it_compiles_into_one_graph_and_is_checkpointed() -> None:

@@ -30,10 +30,11 @@ WRITTEN_FOR = "3.6."
 def takes(x: Tensor, B: Tensor) -> bool:
     """Whether the Hopper kernels compute this; `ssd_forward.py` and `ssd_backward.py` compute all of it."""
     return (x.dtype is torch.bfloat16 and x.shape[3] % COLUMNS == 0 and B.shape[3] in (64, 128)
-            and x.is_cuda and _runs_on(x.device))
+            and x.is_cuda and runs_on(x.device))
 
 
-def _runs_on(device: torch.device) -> bool:
+def runs_on(device: torch.device) -> bool:
+    """Whether Gluon kernels for Hopper GPUs run on a device."""
     if interpreting() or architecture(device) != "sm90":
         return False
     if triton.__version__.startswith(WRITTEN_FOR):
@@ -43,13 +44,13 @@ def _runs_on(device: torch.device) -> bool:
 
 
 # what torch.compiler.assume_constant_result sets, as in `hinny.ops.backend`
-_runs_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+runs_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
 def _say_version() -> None:
-    logging.getLogger(__name__).info("the fastest SSD kernels are for Triton %sx, and this is %s: SSD runs on those "
-                                     "for any GPU", WRITTEN_FOR, triton.__version__)
+    logging.getLogger(__name__).info("the fastest kernels of SSD and the selective scan are for Triton %sx, and this "
+                                     "is %s: both run on those for any GPU", WRITTEN_FOR, triton.__version__)
 
 
 def forward(

@@ -2,7 +2,8 @@
 
     loss_targets    the smallest and largest target that counts, and how many count
     loss_softmax    a program has a row of a block of logits: it reads it once for the log-sum-exp, and again, from
-                    the end that L2 still holds, to put the gradient in its place; with a z-loss, that one's too
+                    the end that L2 still holds, to put the gradient in its place; with a z-loss, that one's too.
+                    What is read for the last time, and what is written, makes room for the other rows first
 
 A block of logits, in the products' type, is the one large thing beside the gradients: LOGIT_BYTES at most, or 128
 rows. More rows are fewer blocks, and the weight's gradient (v d, float32) is read and written once a block: for as long
@@ -84,7 +85,7 @@ def loss_softmax(
     for first in range(0, v, TILE):
         at = first + place
         # rows end in the middle of a tile, and a little memory lies behind them
-        tile = tl.load(logits + at, mask=at < stride, other=0).to(tl.float32)
+        tile = tl.load(logits + at, mask=at < stride, other=0, eviction_policy="evict_last").to(tl.float32)
         tile = tl.where(at < v, tile * LOG2_E, LOWEST)
         higher = tl.maximum(top, tl.max(tl.max(tile, 2), 1))
         sums = sums * tl.exp2(top - higher) + tl.sum(tl.sum(tl.exp2(tile - higher[:, None, None]), 2), 1)
@@ -105,12 +106,12 @@ def loss_softmax(
         for k in range(tiles):
             at = (tiles - 1 - k) * TILE + place
             inside = at < stride
-            tile = tl.load(logits + at, mask=inside, other=0).to(tl.float32)
+            tile = tl.load(logits + at, mask=inside, other=0, eviction_policy="evict_first").to(tl.float32)
             share = tl.exp2(tile * LOG2_E - log_sum)
             if squares is not None:
                 share *= excess
             share = (share - tl.where(at == target, 1.0, 0.0)) * counts
-            tl.store(logits + at, share.to(logits.dtype.element_ty), mask=inside)
+            tl.store(logits + at, share.to(logits.dtype.element_ty), mask=inside, cache_modifier=".cs")
 
 
 def linear_cross_entropy(

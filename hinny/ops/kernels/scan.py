@@ -5,6 +5,7 @@
     backward    walk (again, from the states that the forward kept of each span: states at chunk edges, dz), walk
                 back (their gradients at chunk edges), gradients, sums over programs
 
+On a Hopper GPU, `scan_fast` takes bfloat16 with 33 to 128 states and enough channels to fill it (`scan_fast.takes`).
 Edges take n/2 bytes a token and channel, so the backward takes pieces of the batch, or of one long sequence, in turn.
 States are (b n d) in memory, and (b d n) for callers: the kernels' lanes are channels.
 """
@@ -18,6 +19,7 @@ import triton
 from torch import Tensor
 
 from hinny.ops.inputs import document_starts
+from hinny.ops.kernels import scan_fast
 from hinny.ops.kernels.batches import by_batches
 from hinny.ops.kernels.compile import Compilation
 from hinny.ops.kernels.launches import FALLBACK, launch, rules
@@ -77,7 +79,9 @@ def _forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None,
     initial: Tensor | None, first_tokens: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (b t d), the final state (b n d), and the states that enter each span (b s n d)."""
+    """y (b t d), the final state (b n d), and the states that enter each span (b s n d); of `scan_fast` (s b n d)."""
+    if scan_fast.takes(x, dt, B, C, z):
+        return scan_fast.forward(x, dt, A, B, C, D, z, dt_bias, initial, first_tokens, softplus)
     call = Call.of(x, B.shape[2])
     x, dt, z, D, dt_bias = contiguous(x, dt, z, D, dt_bias)
     initial = in_float32(initial)
@@ -101,6 +105,8 @@ def _results(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None,
     initial: Tensor | None, first_tokens: Tensor | None, softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if scan_fast.takes(x, dt, B, C, z):
+        return scan_fast.outputs(x, A.shape[1])
     return _outputs(Call.of(x, A.shape[1]), x)
 
 

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from hinny.ops.kernels import scan_fast
 from hinny.ops.kernels.launches import launch
 from hinny.ops.kernels.scan_call import Call, Piece, contiguous, in_float32
 from hinny.ops.kernels.scan_gradients import CHUNK, scan_gradients
@@ -20,8 +21,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, of D and A as (d n+1), of B, C, z, dt_bias and the initial state (b n d).
 
-    Empty where z or the initial state was not given. entering (b s n d): the states that enter the spans.
+    Empty where z or the initial state was not given. entering (b s n d): the states that enter the spans, or what
+    `scan_fast` kept.
     """
+    if scan_fast.takes(x, dt, B, C, z):
+        return scan_fast.backward(dy, dfinal, x, dt, A, B, C, D, z, dt_bias, initial, first_tokens, entering, softplus)
     parts = _Backward(dy, dfinal, x, dt, A, B, C, D, z, dt_bias, first_tokens, entering, softplus)
     return parts.run(initial is not None)
 
