@@ -63,13 +63,14 @@ class Stream:
         self.epochs = dict(zip(config.folders, self.order.epochs(samples - taken(samples, self._share)), strict=True))
         """Folder → how often the run shows its train split."""
 
-    def batch(self, step: int) -> Batch:
-        """The batch of optimiser step `step`, counted from 0."""
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        """The batch of optimiser step `step`, counted from 0; `rows`: these of its rows alone."""
+        rows = range(self._batch_size) if rows is None else rows
         first = step * self._batch_size
-        shape = (self._batch_size, self._seq_len + 1)
+        shape = (len(rows), self._seq_len + 1)
         tokens, segments, counted = np.zeros(shape, np.int64), np.zeros(shape, np.int32), np.zeros(shape, bool)
         names = []
-        for r, i in enumerate(range(first, first + self._batch_size)):
+        for r, i in enumerate(range(first + rows.start, first + rows.stop)):
             synthetic = taken(i, self._share)
             if taken(i + 1, self._share) > synthetic:
                 assert self._config.synthetic is not None

@@ -1,42 +1,38 @@
 """Text → a data folder: tokenizer, train and held-out shards, and data.json, which says what they are.
 
 The folder appears whole or not at all, and is a pure function of the documents and the options: the same request finds
-its folder again.
+its folder again. On the way, finished parts lie beside it (hinny.data.work), from which a stopped command goes on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hinny import tokenizer as tokenizers
+from hinny.data.build import Build, Progress
 from hinny.data.folder import DataFolder, read_record
+from hinny.data.hub import HubOptions, HubStream
 from hinny.data.pairs import SPLIT, read_pair
-from hinny.data.phonebook import spelling
-from hinny.data.shards import Shard, ShardWriter, token_dtype
+from hinny.data.pieces import MAX_PIECE_BYTES, Source, piece_size
+from hinny.data.shards import Shard
 from hinny.data.sources import open_source
-from hinny.data.split import Plan, plan
+from hinny.data.work import Work
+from hinny.data.workers import Workers
 from hinny.errors import ConfigError, DataError
 
 FORMAT = 1
 """Raised when the same request would give another folder, so that old folders are not taken for new ones."""
 
-BPE_SAMPLE_BYTES = 6_000_000
-"""Text that the tokenizer learns from: it bounds time and memory, and a few thousand merges gain nothing from more."""
-
-RECALL_REPEATS = 2000
-"""How often the words of phone books are put into that text, where they are asked for."""
-
 ENCODE_CHARACTERS = 1_000_000
-"""Text encoded in one call."""
+"""Text encoded in one call, where one process does it all and the tokenizer library shares it among its threads."""
 
 HELD_OUT = 0.03
 """Share of the text kept from training, where none is asked for."""
@@ -44,69 +40,81 @@ HELD_OUT = 0.03
 VOCAB_SIZE = 4096
 """Tokens of a learnt tokenizer, where none is asked for."""
 
-Progress = Callable[[str, float], None]
-"""Called with a stage's name (read, tokenizer, encode or reused) and the share of it that is done.
-
-About every megabyte of text; the second half of `tokenizer`, the learning itself, is one call of a library."""
-
 
 def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl: Sequence[str | Path] | None = None,
-            field: str | None = None, tokenizer: str | Path | None = None, vocab_size: int | None = None,
+            field: str | None = None, hf: str | Path | None = None, hf_config: str | None = None,
+            hf_split: str | None = None, hf_rows: int | None = None, stream: bool = False,
+            tokenizer: str | Path | None = None, vocab_size: int | None = None,
             held_out: float = HELD_OUT, max_bytes: int | None = None, seed: int = 0, recall_words: bool = False,
-            megatron: str | Path | None = None, split: str | None = None,
+            megatron: str | Path | None = None, split: str | None = None, workers: int = 1,
             progress: Progress | None = None) -> dict[str, Any]:
     """Write the data folder `out` and return its data.json, with `reused` true if it was there already.
 
-    text: files and folders, a document per file. jsonl and field: files of JSON lines, a document per line. Neither:
-    the running Python's standard library. tokenizer: a file or folder of `tokenizer.load`; else a BPE of `vocab_size`
-    tokens, or 4096, is learnt from the train documents. held_out: share of the bytes kept from training; if every
-    document is longer than that, the end of the longest one. max_bytes: use a seeded choice of documents up to that
-    size. recall_words: the tokenizer also learns the words of phone books, so that recall prompts are short.
-    megatron: in place of text, the prefix of a .bin and .idx that Megatron made, with their tokenizer; they are not
-    copied. split: their parts for training, held out and unused, in Megatron's words, "99,1,0" without it.
+    text: files and folders, a document per file. jsonl and field: files of JSON lines, also .gz and .zst, a document
+    per line. hf: a data set of the Hub or in a folder, a document per row, its text under field, or "text"; hf_config
+    and hf_split are those of `datasets`, hf_rows takes the first rows only, stream reads it without keeping a copy in
+    the package's cache. None of them: the running Python's standard library. tokenizer: a file or folder of
+    `tokenizer.load`; else a BPE of `vocab_size` tokens, or 4096, is learnt from the train documents. held_out: share
+    of the bytes kept from training; if every document is longer than that, the end of the longest one. max_bytes: use
+    a seeded choice of documents up to that size. recall_words: the tokenizer also learns the words of phone books, so
+    that recall prompts are short. megatron: in place of text, the prefix of a .bin and .idx that Megatron made, with
+    their tokenizer; they are not copied. split: their parts for training, held out and unused, in Megatron's words,
+    "99,1,0" without it. workers: processes that read and encode; the folder's bytes are the same with any number.
+
+    A call that was stopped goes on from its finished parts when it is made again.
     Raises DataError for text that cannot be used and for a folder that holds something else.
     """
     report = progress or (lambda stage, share: None)
+    hub = {"hf_config": hf_config, "hf_split": hf_split, "hf_rows": hf_rows, "stream": stream or None}
     if megatron is not None:
-        idle = {"text": text, "jsonl": jsonl, "field": field, "vocab_size": vocab_size, "max_bytes": max_bytes,
-                "recall_words": recall_words or None, "seed": seed or None,
-                "held_out": None if held_out == HELD_OUT else held_out}
+        idle = {"text": text, "jsonl": jsonl, "field": field, "hf": hf, **hub, "vocab_size": vocab_size,
+                "max_bytes": max_bytes, "recall_words": recall_words or None, "seed": seed or None,
+                "workers": None if workers == 1 else workers, "held_out": None if held_out == HELD_OUT else held_out}
         return _prepare_pair(Path(out), megatron, tokenizer, SPLIT if split is None else split, idle, report)
     if split is not None:
         raise ConfigError(f"split {split!r} has no effect without megatron; use held_out, or remove it.")
-    _check(held_out, max_bytes)
-    if tokenizer is not None and vocab_size is not None:
-        raise ConfigError(f"vocab_size {vocab_size} has no effect with a given tokenizer; remove one of the two.")
-    if tokenizer is not None and recall_words:
-        raise ConfigError("recall_words has no effect with a given tokenizer; remove one of the two.")
-    vocab_size = VOCAB_SIZE if vocab_size is None else vocab_size
-    tokenizers.check_vocab_size(vocab_size)
-    out = Path(out)
+    _check(held_out, max_bytes, workers, tokenizer, vocab_size, recall_words)
+    if hf is None:
+        _refuse(hub, "without hf")
     given = None if tokenizer is None else tokenizers.load(tokenizer)
+    vocab_size = VOCAB_SIZE if vocab_size is None else vocab_size
     options = {"format": FORMAT, "held_out": held_out, "max_bytes": max_bytes, "seed": seed,
                "tokenizer": given.fingerprint if given else f"bpe {vocab_size}",
                "recall_words": recall_words}
-    report("read", 0.0)
-    planned = plan(open_source(_listed(text), _listed(jsonl), field), options, lambda share: report("read", share))
-    report("read", 1.0)
-    if known := _existing(out, planned.request):
-        report("reused", 1.0)
-        return {**known, "reused": True}
+    source = open_source(_listed(text), _listed(jsonl), field,
+                         None if hf is None else HubOptions(str(hf), hf_config, hf_split, hf_rows, stream))
+    return _prepare_source(Path(out), source, options, workers, report, given or vocab_size)
 
-    def fill(folder: Path) -> dict[str, Any]:
-        record = _write(folder, planned, given or _learn(planned, vocab_size, recall_words, report), report)
-        return record | {"held_out": held_out, "max_bytes": max_bytes, "seed": seed, "recall_words": recall_words}
 
-    return _whole(out, planned.request, fill)
+def _prepare_source(out: Path, source: Source, options: dict[str, Any], workers: int, report: Progress,
+                    tokenizer: tokenizers.Tokenizer | int) -> dict[str, Any]:
+    """The folder of a source's documents; `tokenizer` is one, or the size of the vocabulary to learn."""
+    stream = source if isinstance(source, HubStream) else None
+    piece_bytes = MAX_PIECE_BYTES if stream else piece_size(source.size())
+    asked = {**options, **source.inputs(), "bytes of a piece": piece_bytes}
+    with Work(out, asked) as work, Workers(workers, ENCODE_CHARACTERS) as pool:
+        if stream is not None:
+            stream.fetch(work, lambda share: report("stream", share))
+        build = Build(source, piece_bytes, options, work, pool, report)
+        planned = build.plan()
+        if known := _existing(out, planned.request):
+            report("reused", 1.0)
+            return {**known, "reused": True}
+
+        def fill(folder: Path) -> dict[str, Any]:
+            used = tokenizer
+            if isinstance(used, int):
+                used = build.learn(planned, used, options["recall_words"])
+            settings = {name: options[name] for name in ("held_out", "max_bytes", "seed", "recall_words")}
+            return build.write(folder, planned, used) | settings
+
+        return _whole(out, work.path / "folder", planned.request, fill)
 
 
 def _prepare_pair(out: Path, prefix: str | Path, tokenizer: str | Path | None, split: str, idle: dict[str, Any],
                   report: Progress) -> dict[str, Any]:
     """The folder of a pair that Megatron made; `idle` are options that have no say in it, None where not given."""
-    for name, value in idle.items():
-        if value is not None:
-            raise ConfigError(f"{name} ({value}) has no effect with megatron, whose files are taken as they are; "
-                              "remove it.")
+    _refuse(idle, "with megatron, whose files are taken as they are")
     if tokenizer is None:
         raise ConfigError("megatron needs tokenizer, the one that its files were made with.")
     known = tokenizers.load(tokenizer)
@@ -120,30 +128,46 @@ def _prepare_pair(out: Path, prefix: str | Path, tokenizer: str | Path | None, s
         known.save(folder)
         return record
 
-    return _whole(out, record["request"], fill)
-
-
-def _whole(out: Path, request: str, fill: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """`fill` a folder beside `out`, add the data.json that it returns, and give it its name."""
-    partial = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
     try:
-        partial.mkdir(parents=True)
-        try:
-            record = {**fill(partial), "command": _command()}
-            (partial / "data.json").write_text(json.dumps(record, indent=2) + "\n")
-            reused = _publish(partial, out, request)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        partial = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
+        return _whole(out, partial, record["request"], fill)
     except OSError as fault:
         raise DataError(f"{out}: cannot be written: {fault.strerror}. Nothing was kept.") from None
+
+
+def _whole(out: Path, partial: Path, request: str, fill: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """`fill` the folder `partial`, add the data.json that it returns, and give it the name `out`."""
+    # what a process that was killed has left
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        record = {**fill(partial), "command": _command()}
+        (partial / "data.json").write_text(json.dumps(record, indent=2) + "\n")
+        reused = _publish(partial, out, request)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return {**(reused or record), "reused": reused is not None}
 
 
-def _check(held_out: float, max_bytes: int | None) -> None:
+def _check(held_out: float, max_bytes: int | None, workers: int, tokenizer: str | Path | None, vocab_size: int | None,
+           recall_words: bool) -> None:
     if not 0 < held_out <= 0.5:
         raise ConfigError(f"held_out is {held_out}; the share of the text kept from training is above 0, at most 0.5.")
     if max_bytes is not None and max_bytes < 1:
         raise ConfigError(f"max_bytes is {max_bytes}; it must be at least 1.")
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}; it is a number of processes, at least 1.")
+    if tokenizer is not None:
+        _refuse({"vocab_size": vocab_size, "recall_words": recall_words or None}, "with a given tokenizer")
+    elif vocab_size is not None:
+        tokenizers.check_vocab_size(vocab_size)
+
+
+def _refuse(idle: dict[str, Any], where: str) -> None:
+    """ConfigError for an option that is given (not None) where it has no say."""
+    for name, value in idle.items():
+        if value is not None:
+            raise ConfigError(f"{name} ({value}) has no effect {where}; remove it.")
 
 
 def _listed(paths: Sequence[str | Path] | str | Path | None) -> Sequence[str | Path] | None:
@@ -152,54 +176,6 @@ def _listed(paths: Sequence[str | Path] | str | Path | None) -> Sequence[str | P
 
 def _command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _learn(planned: Plan, vocab_size: int, recall_words: bool, report: Progress) -> tokenizers.Tokenizer:
-    report("tokenizer", 0.0)
-    texts = planned.sample(BPE_SAMPLE_BYTES, lambda share: report("tokenizer", share / 2))
-    report("tokenizer", 0.5)
-    if recall_words:
-        # as often as the common words of a sample of that size, so that each becomes one token
-        texts = [*texts, *[spelling()] * RECALL_REPEATS]
-    learnt = tokenizers.train_bpe(texts, vocab_size)
-    report("tokenizer", 1.0)
-    return learnt
-
-
-def _write(folder: Path, planned: Plan, tokenizer: tokenizers.Tokenizer, report: Progress) -> dict[str, Any]:
-    """Tokenizer and both shards into `folder`; returns the record of data.json."""
-    tokenizer.save(folder)
-    dtype = token_dtype(tokenizer.vocab_size)
-    counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in ("train", "heldout")}
-    with ShardWriter(folder / "train", dtype) as train, ShardWriter(folder / "heldout", dtype) as heldout:
-        writers = {"train": train, "heldout": heldout}
-        for batch in _batches(planned.pieces()):
-            for (split, text), ids in zip(batch, tokenizer.encode_many([text for _, text in batch]), strict=True):
-                writers[split].add_document([*ids, tokenizer.eod])
-                counts[split]["documents"] += 1
-                counts[split]["tokens"] += len(ids) + 1
-                counts[split]["bytes"] += len(text.encode())
-            report("encode", min(sum(c["bytes"] for c in counts.values()) / planned.n_bytes, 1.0))
-    for split, count in counts.items():
-        if not count["documents"]:
-            raise DataError(f"the data set is too small: {planned.n_bytes} bytes leave no {split} text.")
-    fingerprint = hashlib.sha256(f"{planned.request} {tokenizer.fingerprint}".encode()).hexdigest()
-    return {"fingerprint": fingerprint, "request": planned.request, "tokenizer_fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size, "eod": tokenizer.eod, "dtype": dtype.name,
-            "source": {**planned.source.description(), "documents": planned.found, "empty": planned.empty}, **counts}
-
-
-def _batches(pieces: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    batch: list[tuple[str, str]] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece[1])
-        if size >= ENCODE_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _publish(partial: Path, out: Path, request: str) -> dict[str, Any] | None:

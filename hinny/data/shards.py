@@ -7,10 +7,13 @@ D i64 document boundaries 0, end of document 1, …, S counted in sequences; mul
 
 from __future__ import annotations
 
+import os
 import struct
+from array import array
 from copy import copy
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,6 +35,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return DTYPES[8] if vocab_size < 65500 else DTYPES[4]
 
 
+def sync(file: IO[bytes]) -> None:
+    """Return when what was written to `file` is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 class ShardWriter:
     """Writes one shard; use as a context manager. The .idx appears only when all went well.
 
@@ -44,8 +53,8 @@ class ShardWriter:
         self.prefix = Path(prefix)
         self.dtype = np.dtype(dtype)
         self._code = codes[0]
-        self._lengths: list[int] = []
-        self._boundaries = [0]
+        self._lengths = array("i")
+        self._boundaries = array("q", [0])
         self._file = open(f"{self.prefix}.bin", "wb")  # noqa: SIM115  closed by __exit__
 
     def add(self, tokens: ArrayLike) -> None:
@@ -66,13 +75,27 @@ class ShardWriter:
         self.add(tokens)
         self.end_document()
 
+    def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents of one sequence each, end to end: tokens (n,) of the shard's type, lengths (documents,)."""
+        assert tokens.dtype == self.dtype, (tokens.dtype, self.dtype)
+        assert len(tokens) == lengths.sum(dtype=np.int64), (len(tokens), lengths)
+        assert self._boundaries[-1] == len(self._lengths), "a document is open: end_document is missing"
+        self._file.write(tokens.tobytes())
+        first = len(self._lengths) + 1
+        self._lengths.frombytes(lengths.astype(np.intc).tobytes())
+        self._boundaries.frombytes(np.arange(first, first + len(lengths), dtype=np.int64).tobytes())
+
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, tb: TracebackType | None) -> None:
-        self._file.close()
+        with self._file as data:
+            if kind is None:
+                sync(data)
         if kind is None:
-            Path(f"{self.prefix}.idx").write_bytes(self._index())
+            with open(f"{self.prefix}.idx", "wb") as index:
+                index.write(self._index())
+                sync(index)
 
     def _index(self) -> bytes:
         assert self._boundaries[-1] == len(self._lengths), "a shard ends inside a document: end_document is missing"
@@ -94,15 +117,16 @@ class Shard:
         self.prefix = Path(prefix)
         index = Path(f"{prefix}.idx")
         data = Path(f"{prefix}.bin")
+        self._file = str(data)
         for path in (index, data):
             if not path.is_file():
                 raise DataError(f"{path} is missing; a shard is a pair of .bin and .idx.")
         try:
             content = index.read_bytes()
-            bin_size = data.stat().st_size
+            self._file_size = data.stat().st_size
             self._read_index(index, content)
-            self._check_data(data, bin_size)
-            self._tokens = np.memmap(data, dtype=self.dtype, mode="r") if bin_size else np.zeros(0, self.dtype)
+            self._check_data(data, self._file_size)
+            self._tokens = np.memmap(data, dtype=self.dtype, mode="r") if self._file_size else np.zeros(0, self.dtype)
         except OSError as fault:
             raise DataError(f"{fault.filename or index}: cannot be read: {fault.strerror}.") from None
 
@@ -152,9 +176,24 @@ class Shard:
         return self.tokens(int(self._starts[sequence]), int(self._starts[sequence + 1]))
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of the shard, counted over all sequences; a view of the file."""
+        """Tokens [start, stop) of the shard, counted over all sequences; a view of the file, to be copied at once.
+
+        DataError if the file is gone or has another size than when it was opened.
+        """
         assert 0 <= start <= stop <= self.n_tokens, (start, stop, self.n_tokens)
+        self._check_file()
         return self._tokens[start:stop]
+
+    def _check_file(self) -> None:
+        """A map of a file that was cut off ends the process at the first page that is missing: ask its size first."""
+        try:
+            size = os.stat(self._file).st_size
+        except OSError as fault:
+            raise DataError(f"{self._file}: it was opened, and now cannot be read: {fault.strerror}. Put the file back "
+                            "and go on.") from None
+        if size != self._file_size:
+            raise DataError(f"{self._file}: {size} bytes, {self._file_size} when it was opened; it was cut off or "
+                            "written anew. Put the file back and go on.")
 
     def part(self, sequences: range) -> Shard:
         """Some consecutive sequences as a shard of their own, which reads the same file; cut documents stay cut."""

@@ -8,156 +8,130 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from hinny.data.sources import Document, Source, decode
-from hinny.errors import DataError
+import numpy as np
 
-REPORT_BYTES = 1_000_000
-"""Text between two reports of progress."""
-
-Report = Callable[[float], None]
-"""Called with the share of the source that was read."""
+KEY_BYTES = 32
 
 
-@dataclass
-class Entry:
-    """A document of the source: its place there, size, seeded hash, and how much of it goes where.
+@dataclass(frozen=True)
+class Scan:
+    """What was found of all documents of a source, in its order.
 
-    Bytes [0, train_stop) go to train, [train_stop, stop) to the held-out split; both are moved back to a line's end.
+    sizes (documents,) int64 bytes; keys (documents, 32) uint8, the seeded hash of each; blank (documents,) bool;
+    starts (pieces + 1,) int64, the first document of each piece; piece_sizes (pieces,) int64 bytes of the source.
     """
 
-    number: int
-    size: int
-    key: bytes
-    train_stop: int = field(init=False)
-    stop: int = field(init=False)
+    sizes: np.ndarray
+    keys: np.ndarray
+    blank: np.ndarray
+    starts: np.ndarray
+    piece_sizes: np.ndarray
 
-    def __post_init__(self) -> None:
-        self.train_stop = self.stop = self.size
+    @property
+    def pieces(self) -> int:
+        """How many pieces the source has."""
+        return len(self.piece_sizes)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The documents chosen, in the source's order, and the hash that stands for them and all options."""
+    """How much of each document goes where: the bytes [0, train_stops) to train, [train_stops, stops) to the held-out
+    split, both (documents,) int64, 0 and 0 where it is not used; the encoder moves them back to a line's end.
+    """
 
-    source: Source
-    salt: bytes
-    entries: list[Entry]
-    found: int
-    empty: int
+    scan: Scan
+    train_stops: np.ndarray
+    stops: np.ndarray
     request: str
+    """The hash that stands for the documents chosen and all options."""
 
     @property
     def n_bytes(self) -> int:
         """Bytes chosen, before cuts are moved to the ends of lines."""
-        return sum(entry.stop for entry in self.entries)
+        return int(self.stops.sum())
 
-    def pieces(self, report: Report | None = None) -> Iterator[tuple[str, str]]:
-        """("train" or "heldout", text) of every chosen document, in the source's order."""
-        wanted = {entry.number: entry for entry in self.entries}
-        seen = 0
-        for number, document in enumerate(_read(self.source, report)):
-            if (entry := wanted.get(number)) is None:
-                continue
-            if _key(self.salt, document.data) != entry.key:
-                raise DataError(f"{document.name} changed while it was read; try again when the texts are at rest.")
-            seen += 1
-            train_stop, stop = (line_end(document.data, limit) for limit in (entry.train_stop, entry.stop))
-            for split, data in (("train", document.data[:train_stop]), ("heldout", document.data[train_stop:stop])):
-                if data:
-                    yield split, decode(data, document.name)
-        if seen < len(wanted):
-            raise DataError(f"{len(wanted) - seen} documents went missing while they were read; try again.")
+    def of(self, piece: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keys, train_stops and stops of the documents of one piece."""
+        documents = slice(int(self.scan.starts[piece]), int(self.scan.starts[piece + 1]))
+        return self.scan.keys[documents], self.train_stops[documents], self.stops[documents]
 
-    def sample(self, n_bytes: int, report: Report | None = None) -> list[str]:
-        """Train texts of about `n_bytes`, spread over the source."""
-        chosen, left = [], n_bytes
-        for entry in by_key(self.entries):
-            if entry.train_stop and left > 0:
-                chosen.append(entry)
-                left -= entry.train_stop
-        part = Plan(self.source, self.salt, chosen, self.found, self.empty, self.request)
-        return [text for split, text in part.pieces(report) if split == "train"]
+    def sample(self, n_bytes: int) -> Plan:
+        """Train texts alone, of about `n_bytes`, spread over the source."""
+        used = np.flatnonzero(self.train_stops)
+        used = used[by_key(self.scan.keys[used])]
+        sizes = self.train_stops[used]
+        used = used[np.cumsum(sizes) - sizes < n_bytes]
+        stops = np.zeros_like(self.stops)
+        stops[used] = self.train_stops[used]
+        return Plan(self.scan, stops, stops, self.request)
 
 
-def _key(salt: bytes, data: bytes) -> bytes:
+def salt(seed: int) -> bytes:
+    """What is put before a text when its key is made."""
+    return f"hinny {seed} ".encode()
+
+
+def key(salt: bytes, data: bytes) -> bytes:
+    """A text's place in the order of choice."""
     return hashlib.sha256(salt + data).digest()
 
 
-def by_key(entries: list[Entry]) -> list[Entry]:
-    """Entries in the order of their hashes."""
-    return sorted(entries, key=lambda e: (e.key, e.number))
+def by_key(keys: np.ndarray) -> np.ndarray:
+    """The order of keys (documents, 32), equal ones in the source's order; (documents,) int64."""
+    words = np.ascontiguousarray(keys).view(">u8").astype(np.uint64)
+    return np.lexsort([words[:, column] for column in reversed(range(words.shape[1]))])
 
 
-def _read(source: Source, report: Report | None) -> Iterator[Document]:
-    """The documents of `source`; `report` hears of every REPORT_BYTES on the way."""
-    if report is None:
-        yield from source.documents()
-        return
-    total, done, told = max(source.size(), 1), 0, 0
-    for document in source.documents():
-        yield document
-        done += len(document.data)
-        if done - told >= REPORT_BYTES:
-            told = done
-            report(min(done / total, 1.0))
+def plan(scan: Scan, options: dict[str, Any]) -> Plan:
+    """Choose among the documents and divide them; `options` has max_bytes and held_out. One must not be blank."""
+    stops = np.zeros_like(scan.sizes)
+    train_stops = np.zeros_like(scan.sizes)
+    texts = np.flatnonzero(~scan.blank)
+    texts = texts[by_key(scan.keys[texts])]
+    chosen = choose(scan.sizes[texts], options["max_bytes"])
+    texts = texts[:len(chosen)]
+    stops[texts] = chosen
+    train_stops[texts] = hold_out(scan.keys[texts], chosen, options["held_out"])
+    request = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for number in np.flatnonzero(stops):
+        request.update(scan.keys[number].tobytes() + f"{train_stops[number]} {stops[number]};".encode())
+    return Plan(scan, train_stops, stops, request.hexdigest())
 
 
-def plan(source: Source, options: dict[str, Any], report: Report | None = None) -> Plan:
-    """Read all documents once, choose among them and divide them; `options` has seed, max_bytes and held_out."""
-    entries, empty = [], 0
-    salt = f"hinny {options['seed']} ".encode()
-    for number, document in enumerate(_read(source, report)):
-        if document.data.strip():
-            entries.append(Entry(number, len(document.data), _key(salt, document.data)))
-        else:
-            empty += 1
-    if not entries:
-        raise DataError(f"there is no text: {source.description()} has {empty} documents, all empty.")
-    chosen = choose(entries, options["max_bytes"])
-    hold_out(chosen, options["held_out"])
-    fingerprint = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for entry in chosen:
-        fingerprint.update(entry.key + f"{entry.train_stop} {entry.stop};".encode())
-    return Plan(source, salt, chosen, len(entries), empty, fingerprint.hexdigest())
-
-
-def choose(entries: list[Entry], max_bytes: int | None) -> list[Entry]:
-    """Documents in hash order while they fit; the last is cut short."""
+def choose(sizes: np.ndarray, max_bytes: int | None) -> np.ndarray:
+    """Bytes used of each of the documents that are chosen: those that come first, while they fit; the last is cut."""
     if max_bytes is None:
-        return entries
-    left, chosen = max_bytes, []
-    for entry in by_key(entries):
-        if left:
-            entry.stop = entry.train_stop = min(entry.size, left)
-            left -= entry.stop
-            chosen.append(entry)
-    return sorted(chosen, key=lambda e: e.number)
+        return sizes
+    before = np.cumsum(sizes) - sizes
+    first = sizes[before < max_bytes]
+    return np.minimum(first, max_bytes - before[:len(first)])
 
 
-def hold_out(entries: list[Entry], share: float) -> None:
-    """Set `train_stop`: 0 for held-out documents, `share` of the bytes in all. Equal texts go together.
+def hold_out(keys: np.ndarray, stops: np.ndarray, share: float) -> np.ndarray:
+    """Bytes for training of each document, in the order of keys: 0 for held-out ones, `share` of the bytes in all.
 
-    Where no document is that short, as in a single book, the end of the longest is held out.
+    Equal texts go together. Where no document is that short, as in a single book, the end of the longest is held out.
     """
-    groups: dict[bytes, list[Entry]] = {}
-    for entry in by_key(entries):
-        groups.setdefault(entry.key, []).append(entry)
-    budget = left = int(share * sum(e.stop for e in entries))
-    for group in groups.values():
+    train = stops.copy()
+    firsts = np.flatnonzero(np.concatenate([[True], (keys[1:] != keys[:-1]).any(axis=1)]))
+    ends = np.append(firsts[1:], len(keys))
+    sizes = np.add.reduceat(stops, firsts)
+    budget = left = int(share * int(stops.sum()))
+    for group, size in enumerate(sizes):
         # near enough: going on would fill the rest with the shortest documents only
         if left < 0.1 * budget:
             break
-        if (size := sum(e.stop for e in group)) <= left:
-            left -= size
-            for entry in group:
-                entry.train_stop = 0
+        if size <= left:
+            left -= int(size)
+            train[firsts[group]:ends[group]] = 0
     if left == budget:
-        for entry in max(groups.values(), key=lambda group: group[0].stop):
-            entry.train_stop = max(entry.stop - budget, 0)
+        longest = int(np.argmax(stops[firsts]))
+        equal = slice(firsts[longest], ends[longest])
+        train[equal] = np.maximum(stops[equal] - budget, 0)
+    return train
 
 
 def line_end(data: bytes, limit: int) -> int:

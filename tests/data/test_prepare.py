@@ -1,5 +1,6 @@
 """A data folder holds exactly the documents, apart, is the same every time, and appears whole or not at all."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 
 from hinny import tokenizer
 from hinny.data import prepare as module
+from hinny.data.build import Build
 from hinny.data.prepare import prepare
 from hinny.data.shards import Shard
 from hinny.data.split import line_end
@@ -122,7 +124,7 @@ def test_a_given_tokenizer_is_used_and_goes_with_the_folder(corpus, folder, tmp_
     with_file = prepare(tmp_path / "f", text=[corpus], tokenizer=folder)
     assert with_file["tokenizer_fingerprint"] == tokenizer.load(folder).fingerprint
     assert tokenizer.load(tmp_path / "f").content == tokenizer.load(folder).content
-    with pytest.raises(ConfigError, match="vocab_size 600 has no effect with a given tokenizer"):
+    with pytest.raises(ConfigError, match=r"vocab_size \(600\) has no effect with a given tokenizer"):
         prepare(tmp_path / "n", text=[corpus], tokenizer="bytes", vocab_size=600)
 
 
@@ -222,8 +224,9 @@ def test_a_vocabulary_too_small_for_bytes_is_refused_before_anything_is_read(tmp
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
 def test_progress_is_reported_all_along(corpus, tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("hinny.data.split.REPORT_BYTES", 4000)
+    monkeypatch.setattr("hinny.data.workers.REPORT_BYTES", 4000)
     monkeypatch.setattr(module, "ENCODE_CHARACTERS", 4000)
+    monkeypatch.setattr("hinny.data.pieces.MIN_PIECE_BYTES", 8000)
     source = {"text": [corpus]}
     if kind == "jsonl":
         lines = [json.dumps({"t": path.read_text()}) + "\n" for path in sorted(corpus.iterdir())]
@@ -231,8 +234,8 @@ def test_progress_is_reported_all_along(corpus, tmp_path, monkeypatch, kind):
         source = {"jsonl": [tmp_path / "c.jsonl"], "field": "t"}
     seen = []
     prepare(tmp_path / "d", **source, vocab_size=400, progress=lambda stage, share: seen.append((stage, share)))
-    assert list(dict.fromkeys(stage for stage, _ in seen)) == ["read", "tokenizer", "encode"]
-    for stage in ("read", "tokenizer", "encode"):
+    assert list(dict.fromkeys(stage for stage, _ in seen)) == ["read", "tokenizer", "encode", "join"]
+    for stage in ("read", "tokenizer", "encode", "join"):
         shares = [share for name, share in seen if name == stage]
         assert shares == sorted(shares)
         assert shares[-1] == pytest.approx(1.0, abs=0.01)
@@ -242,42 +245,59 @@ def test_progress_is_reported_all_along(corpus, tmp_path, monkeypatch, kind):
         assert max(steps) < 0.2
 
 
-def test_a_failure_half_way_leaves_nothing(corpus, tmp_path, monkeypatch):
-    def full(writer, tokens):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module.ShardWriter, "add_document", full)
-    with pytest.raises(DataError, match=r"cannot be written: No space left on device. Nothing was kept"):
-        prepare(tmp_path / "d", text=[corpus], tokenizer="bytes")
-    assert os.listdir(tmp_path) == []
-
-
 def test_a_text_that_changes_between_the_passes_is_noticed(tmp_path, monkeypatch):
     for n in range(10):
         (tmp_path / f"{n}.txt").write_text(f"document {n}\n" * 9)
-    write = module._write
+    write = Build.write
 
     def meddle(*arguments):
         (tmp_path / "4.txt").write_text("changed 4..\n" * 9)
         return write(*arguments)
 
-    monkeypatch.setattr(module, "_write", meddle)
+    monkeypatch.setattr(Build, "write", meddle)
     with pytest.raises(DataError, match=r"4\.txt changed while it was read"):
         prepare(tmp_path / "d", text=[tmp_path / f"{n}.txt" for n in range(10)], tokenizer="bytes", held_out=0.2)
 
 
-def test_of_two_processes_the_later_one_takes_the_folder_of_the_first(corpus, tmp_path, monkeypatch):
-    write = module._write
+def test_lines_that_go_missing_between_the_passes_are_noticed(tmp_path, monkeypatch):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"t": f"document {n} " * 9}) + "\n" for n in range(30)))
+    write = Build.write
+
+    def meddle(*arguments):
+        file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
+        return write(*arguments)
+
+    monkeypatch.setattr(Build, "write", meddle)
+    with pytest.raises(DataError, match="29 documents where there were 30"):
+        prepare(tmp_path / "d", jsonl=[file], field="t", tokenizer="bytes", held_out=0.2)
+
+
+def test_a_folder_that_appears_meanwhile_is_taken_if_it_is_the_same(corpus, tmp_path, monkeypatch):
+    prepare(tmp_path / "first", text=[corpus], tokenizer="bytes")
+    write = Build.write
 
     def overtaken(*arguments):
         record = write(*arguments)
-        monkeypatch.setattr(module, "_write", write)
-        assert not prepare(tmp_path / "d", text=[corpus], tokenizer="bytes")["reused"]
+        os.rename(tmp_path / "first", tmp_path / "d")
         return record
 
-    monkeypatch.setattr(module, "_write", overtaken)
+    monkeypatch.setattr(Build, "write", overtaken)
     assert prepare(tmp_path / "d", text=[corpus], tokenizer="bytes")["reused"]
     assert os.listdir(tmp_path) == ["d"]
+
+
+def test_folders_of_earlier_versions_are_known_again(tmp_path):
+    """Fingerprint and bytes of this text as they were when one process did all of it in one go."""
+    for n in range(20):
+        (tmp_path / f"{n:02d}.txt").write_text(f"document {n % 15} says é and little else.\n" * (n + 3))
+    record = prepare(tmp_path / "d", text=[tmp_path / f"{n:02d}.txt" for n in range(20)], tokenizer="bytes",
+                     held_out=0.2, max_bytes=5000, seed=3)
+    assert record["request"] == "8a82951c8d271152e7640d80bab6c1cd904fbffc00d3b5b243d9ac89f71ea424"
+    found = hashlib.sha256()
+    for name in ("train.bin", "train.idx", "heldout.bin", "heldout.idx"):
+        found.update((tmp_path / "d" / name).read_bytes())
+    assert found.hexdigest() == "1f094a64f5d8200fba54a028a9e0bf6f90bb6c57c8ffcc253e98daa798e8440e"
 
 
 def test_the_folder_is_not_there_before_it_is_whole(corpus, tmp_path):

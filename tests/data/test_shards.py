@@ -1,5 +1,6 @@
 """Shards are Megatron's files byte for byte, both ways, and anything else is refused with what was found."""
 
+import os
 import struct
 
 import numpy as np
@@ -58,6 +59,36 @@ def test_the_writer_makes_exactly_those_bytes(tmp_path, code):
         writer.add_document(SEQUENCES[2])
         writer.add_document(np.array(SEQUENCES[3]))
     assert ((tmp_path / "s.idx").read_bytes(), (tmp_path / "s.bin").read_bytes()) == hand_made(code)
+
+
+def test_documents_laid_end_to_end_make_the_same_bytes_as_one_by_one(tmp_path):
+    documents = [[1, 2, 3], [], [4], [5, 6]]
+    with ShardWriter(tmp_path / "a", np.dtype("<u2")) as writer:
+        for document in documents:
+            writer.add_document(document)
+    with ShardWriter(tmp_path / "b", np.dtype("<u2")) as writer:
+        writer.add_documents(np.array([1, 2, 3], "<u2"), np.array([3, 0]))
+        writer.add_document([4])
+        writer.add_documents(np.array([], "<u2"), np.array([], int))
+        writer.add_documents(np.array([5, 6], "<u2"), np.array([2]))
+    for end in ("bin", "idx"):
+        assert (tmp_path / f"b.{end}").read_bytes() == (tmp_path / f"a.{end}").read_bytes()
+
+
+@pytest.mark.parametrize("what", ["removed", "cut off", "longer"])
+def test_a_file_that_changes_under_an_open_shard_is_refused_by_name(prefix, what):
+    shard = Shard(prefix)
+    part = shard.part(range(1, 4))
+    file = prefix.with_suffix(".bin")
+    if what == "removed":
+        file.unlink()
+    else:
+        os.truncate(file, 4 if what == "cut off" else 400)
+    message = "now cannot be read: No such file" if what == "removed" else r"4(00)? bytes, 12 when it was opened"
+    for read in (lambda: shard.tokens(0, 2), lambda: shard[0], lambda: part.tokens(0, 1)):
+        with pytest.raises(DataError, match=message) as refusal:
+            read()
+        assert str(file) in str(refusal.value)
 
 
 def test_files_with_modes_are_read_as_well(prefix):

@@ -108,7 +108,7 @@ def test_json_lines_give_the_named_field(tmp_path):
 @pytest.mark.parametrize(("line", "message"), [
     (b'{"text": "a"', "line 2: not JSON"),
     (b'["text"]', "line 2: a JSON list, expected an object with field 'text'"),
-    (b'{"body": "a", "id": 3}', "line 2: no field 'text'; the line has 'body', 'id'"),
+    (b'{"body": "a", "id": 3}', "line 2: no field 'text'; it has 'body', 'id'"),
     (b'{"text": 7}', "line 2: field 'text' is a int, expected text"),
     (b'{"text": "a\\u0000b"}', "line 2: field 'text' has a NUL character at 1"),
     (b'{"text": "\\ud800"}', "line 2: field 'text' has half a surrogate pair at character 0"),
@@ -124,7 +124,7 @@ def test_a_bad_json_line_is_refused_by_number(tmp_path, line, message):
 @pytest.mark.parametrize(("arguments", "message"), [
     ((["a"], ["b"], "text"), "text and jsonl are both given"),
     ((None, ["b"], None), "jsonl needs field"),
-    ((["a"], None, "text"), "field 'text' has no effect without jsonl"),
+    ((["a"], None, "text"), "field 'text' has no effect without jsonl or hf"),
 ])
 def test_arguments_that_exclude_each_other_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):

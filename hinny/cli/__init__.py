@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hinny.cli.bench import bench
+from hinny.cli.data import prepare
+from hinny.cli.shared import Json, Overrides, Threads, numbers, print_rows, set_threads
 from hinny.errors import HinnyError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Design, train, evaluate, time and compare Mamba, Mamba-2, Transformer and hybrid models.")
-
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
 
 
 def main() -> None:
@@ -27,29 +27,9 @@ def main() -> None:
     try:
         app()
     except HinnyError as mistake:
-        print(f"hinny: {mistake}", file=sys.stderr)
+        rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        print(f"hinny: {rank}{mistake}", file=sys.stderr)
         sys.exit(1)
-
-
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 64,128,256.",
-                                 param_hint=option) from None
-
-
-def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
-    from hinny.show import render_rows
-
-    print(json.dumps(rows, indent=1) if as_json else render_rows(rows))
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 @app.command()
@@ -86,33 +66,7 @@ def show(
     print(json.dumps(figures, indent=1) if as_json else render(figures))
 
 
-@app.command()
-def prepare(
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    text: Annotated[list[Path] | None, typer.Option(help="Text files or folders; may be repeated.")] = None,
-    jsonl: Annotated[list[Path] | None, typer.Option(help="JSON-lines files, with --field; may be repeated.")] = None,
-    field: Annotated[str | None, typer.Option(help="With --jsonl: the field that holds the text.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer to use instead of training one.")] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="Size of the BPE vocabulary to train.")] = None,
-    held_out: Annotated[float, typer.Option(help="Share of the documents kept for evaluation.")] = 0.03,
-    max_bytes: Annotated[int | None, typer.Option(help="At most this much text, spread over all of it.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
-    recall_words: Annotated[bool, typer.Option("--recall-words", help="Teach the tokenizer phone-book words.")] = False,
-    megatron: Annotated[Path | None, typer.Option(help="Prefix of Megatron's .bin and .idx, with --tokenizer.")] = None,
-    split: Annotated[str | None, typer.Option(help="With --megatron: train, held-out, unused; 99,1,0.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Text to a tokenizer and token shards; Python's own library where no text is named."""
-    from hinny.data.prepare import prepare as run
-    from hinny.progress import stage_bar
-    with stage_bar() as progress:
-        found = run(out, text=text, jsonl=jsonl, field=field, tokenizer=tokenizer, vocab_size=vocab_size,
-                    held_out=held_out, max_bytes=max_bytes, seed=seed, recall_words=recall_words,
-                    megatron=megatron, split=split, progress=progress)
-    train, kept = found["train"], found["heldout"]
-    print(json.dumps(found, indent=1) if as_json else
-          f"{out}: {train['documents']:,} documents, {train['tokens']:,} tokens to train on, {kept['documents']:,} and "
-          f"{kept['tokens']:,} held out, {found['vocab_size']:,} words of vocabulary")
+app.command()(prepare)
 
 
 @app.command()
@@ -132,10 +86,13 @@ def train(
     loaded = load_recipe(recipe, overrides or ())
     with training_bar(loaded.name) as bar:
         found = run(loaded, out or Path("out") / loaded.name, data=data, progress=bar, threads=threads, profile=profile)
+    first = int(os.environ.get("RANK", 0)) == 0
     if not found.finished:
-        print(f"{found.path}: saved at step {found.steps_done}; run the same command to go on.", file=sys.stderr)
+        if first:
+            print(f"{found.path}: saved at step {found.steps_done}; run the same command to go on.", file=sys.stderr)
         sys.exit(130)
-    print(f"{found.path}: finished at step {found.steps_done}")
+    if first:
+        print(f"{found.path}: finished at step {found.steps_done}")
 
 
 @app.command()
@@ -193,55 +150,13 @@ def evaluate(
     from hinny.evals import EvalOptions
     from hinny.evals import evaluate as go
 
-    _set_threads(threads)
-    options = EvalOptions(samples=samples, lengths=_numbers(lengths, "--lengths"), pairs=_numbers(pairs, "--pairs"),
+    set_threads(threads)
+    options = EvalOptions(samples=samples, lengths=numbers(lengths, "--lengths"), pairs=numbers(pairs, "--pairs"),
                           windows=windows)
-    _print(go(run, tasks, options), as_json)
+    print_rows(go(run, tasks, options), as_json)
 
 
-@app.command()
-def bench(
-    what: Annotated[str, typer.Argument(help="kernels, train or generate.")],
-    recipe: Annotated[str | None, typer.Option(help="train: a recipe's file or shipped name.")] = None,
-    run: Annotated[Path | None, typer.Option(help="generate: a run directory.")] = None,
-    against: Annotated[str | None, typer.Option(help="train: transformers (extra oracle); kernels: mamba_ssm.")] = None,
-    steps: Annotated[int | None, typer.Option(help="train: steps timed.")] = None,
-    batch: Annotated[int | None, typer.Option(help="train, generate: sequences at once.")] = None,
-    length: Annotated[int | None, typer.Option(help="train: tokens a sequence.")] = None,
-    precision: Annotated[str | None, typer.Option(help="train: fp32 or bf16.")] = None,
-    contexts: Annotated[str | None, typer.Option(help="generate: context lengths, such as 64,256,1024.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="generate: tokens decoded at each context.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="kernels: cases, such as 'ssd.*'; may be repeated.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="kernels: a file to write the table to.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Also write the rows: to this run directory; kernels: into this "
-                                                   "JSON file, in place of the same rows.")] = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Time the kernels on a GPU, the training step or generation. Options of another bench are refused."""
-    from hinny.bench import bench as go
-
-    given = {"recipe": recipe, "run": None if run is None else str(run), "against": against, "steps": steps,
-             "batch": batch, "length": length, "precision": precision, "tokens": tokens, "only": only or None,
-             "contexts": None if contexts is None else _numbers(contexts, "--contexts"), "markdown": markdown,
-             "threads": threads}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    allowed = {"train": {"recipe", "against", "steps", "batch", "length", "precision", "threads"},
-               "generate": {"run", "contexts", "batch", "tokens", "threads"},
-               "kernels": {"against", "only", "markdown"}}.get(what)
-    if allowed is not None:
-        if idle := sorted(set(options) - allowed):
-            raise typer.BadParameter(f"--{idle[0]} has no effect on bench {what}; drop it.")
-        needed = {"train": "recipe", "generate": "run"}.get(what)
-        if needed and needed not in options:
-            raise typer.BadParameter(f"bench {what} needs --{needed}.")
-    _set_threads(options.pop("threads", None))
-    rows = go(what, **options, **({"save": save} if what == "kernels" else {}))
-    if save is not None and what != "kernels":
-        from hinny.run import Run
-
-        Run(save).save_rows(what, rows)
-    _print(rows, as_json)
+app.command()(bench)
 
 
 @app.command()
@@ -253,7 +168,7 @@ def tune(
     """Measure how kernels are best launched on this machine's GPU."""
     from hinny.tune import tune as measure
 
-    _print(measure(kernels or (), out=out), as_json)
+    print_rows(measure(kernels or (), out=out), as_json)
 
 
 @app.command()

@@ -1,0 +1,165 @@
+"""What is done with each piece of a source: its texts are hashed, sampled for a tokenizer, encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hinny import tokenizer as tokenizers
+from hinny.data.pieces import Document, Piece, decode
+from hinny.data.shards import token_dtype
+from hinny.data.split import KEY_BYTES, Scan, key, line_end
+from hinny.data.work import load_arrays, save_arrays
+from hinny.data.workers import Job, Tick
+from hinny.errors import DataError
+
+SPLITS = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class ScanJob(Job):
+    """Size and key of each document, written as the part scan-NUMBER."""
+
+    number: int
+    piece: Piece
+    folder: Path
+    salt: bytes
+
+    def run(self, tick: Tick, batch: int) -> None:
+        sizes, keys, blank = [], [], []
+        for document in self.piece.documents():
+            sizes.append(len(document.data))
+            keys.append(key(self.salt, document.data))
+            blank.append(not document.data.strip())
+            tick(len(document.data))
+        save_arrays(self.folder, scan_name(self.number), {
+            "sizes": np.array(sizes, np.int64), "blank": np.array(blank, bool),
+            "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
+            "piece_size": np.array(self.piece.size)})
+
+
+@dataclass(frozen=True)
+class ChosenJob(Job):
+    """Work on the documents that were chosen of a piece; keys, train_stops and stops are the Plan's."""
+
+    number: int
+    piece: Piece
+    salt: bytes
+    keys: np.ndarray
+    train_stops: np.ndarray
+    stops: np.ndarray
+
+    def texts(self, tick: Tick) -> Iterator[tuple[str, str]]:
+        """("train" or "heldout", text) of every chosen document; DataError if it is not what it was."""
+        found = 0
+        for place, document in enumerate(self.piece.documents()):
+            found += 1
+            if place < len(self.stops) and self.stops[place]:
+                yield from self._parts(document, place)
+            tick(len(document.data))
+        if found != len(self.stops):
+            raise DataError(f"the texts changed while they were read: {found} documents where there were "
+                            f"{len(self.stops)}; try again when they are at rest.")
+
+    def _parts(self, document: Document, place: int) -> Iterator[tuple[str, str]]:
+        data = document.data
+        if key(self.salt, data) != self.keys[place].tobytes():
+            raise DataError(f"{document.name} changed while it was read; try again when the texts are at rest.")
+        train_stop, stop = (line_end(data, int(limit)) for limit in (self.train_stops[place], self.stops[place]))
+        for split, part in zip(SPLITS, (data[:train_stop], data[train_stop:stop]), strict=True):
+            if part:
+                yield split, decode(part, lambda: document.name)
+
+
+@dataclass(frozen=True)
+class ExcerptJob(ChosenJob):
+    """The train texts, as a list."""
+
+    def run(self, tick: Tick, batch: int) -> list[str]:
+        return [text for split, text in self.texts(tick) if split == "train"]
+
+
+@dataclass(frozen=True)
+class EncodeJob(ChosenJob):
+    """The tokens of both splits, written as the part tokens-NUMBER; `folder` also has the tokenizer."""
+
+    folder: Path
+    tokenizer: str
+    """Its file's name in `folder`."""
+
+    def run(self, tick: Tick, batch: int) -> None:
+        tokenizer = _load(self.folder / self.tokenizer)
+        dtype = token_dtype(tokenizer.vocab_size)
+        tokens: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        n_bytes = dict.fromkeys(SPLITS, 0)
+        for texts in _batches(self.texts(tick), batch):
+            for (split, text), ids in zip(texts, tokenizer.encode_many([text for _, text in texts]), strict=True):
+                tokens[split].append(_stored([*ids, tokenizer.eod], dtype))
+                n_bytes[split] += len(text.encode())
+        arrays: dict[str, Any] = {}
+        for split, documents in tokens.items():
+            arrays |= {f"{split}.tokens": np.concatenate([np.zeros(0, dtype), *documents]),
+                       f"{split}.lengths": np.array([len(document) for document in documents], np.int64),
+                       f"{split}.bytes": np.array(n_bytes[split])}
+        save_arrays(self.folder, tokens_name(self.number), arrays)
+
+
+def scan_name(number: int) -> str:
+    """The file of one piece's ScanJob."""
+    return f"scan-{number:06d}.npz"
+
+
+def tokens_name(number: int) -> str:
+    """The file of one piece's EncodeJob."""
+    return f"tokens-{number:06d}.npz"
+
+
+def load_scan(folder: Path, pieces: int) -> Scan:
+    """What the ScanJobs of all pieces found."""
+    keys = ("sizes", "keys", "blank", "piece_size")
+    parts = [load_arrays(folder, scan_name(number), keys) for number in range(pieces)]
+    sizes, digests, blank = (np.concatenate([part[column] for part in parts]) for column in range(3))
+    starts = np.cumsum([0] + [len(part[0]) for part in parts])
+    return Scan(sizes, digests, blank, starts, np.array([int(part[3]) for part in parts], np.int64))
+
+
+def load_tokens(folder: Path, number: int, split: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Tokens of one split of a piece, lengths of its documents, bytes of their text."""
+    tokens, lengths, n_bytes = load_arrays(folder, tokens_name(number),
+                                           [f"{split}.{what}" for what in ("tokens", "lengths", "bytes")])
+    return tokens, lengths, int(n_bytes)
+
+
+def _batches(texts: Iterator[tuple[str, str]], characters: int) -> Iterator[list[tuple[str, str]]]:
+    batch: list[tuple[str, str]] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text[1])
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _stored(ids: list[int], dtype: np.dtype) -> np.ndarray:
+    tokens = np.array(ids, np.int64)
+    stored = tokens.astype(dtype)
+    assert np.array_equal(stored, tokens), f"tokens {tokens.min()} to {tokens.max()} exceed {dtype.name}"
+    return stored
+
+
+@lru_cache(maxsize=1)
+def _load_once(path: Path, changed: int) -> tokenizers.Tokenizer:
+    return tokenizers.load(path)
+
+
+def _load(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a file; a worker reads it once for all its jobs."""
+    return _load_once(path, path.stat().st_mtime_ns)
