@@ -44,13 +44,24 @@ class Model(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Fill every parameter; the same seed gives the same weights on every machine with this PyTorch."""
         generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.embedding.weight, std=self.config.init_std, generator=generator)
-        for block in self.blocks:
-            block.norm.init_weights(generator)
-            block.layer.init_weights(generator)
-        self.norm.init_weights(generator)
-        if self.head is not None:
-            nn.init.normal_(self.head.weight, std=self.config.init_std, generator=generator)
+        for part in self.parts().values():
+            self.init_part(part, generator)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What has weights, by name, in the order in which they are drawn."""
+        layers = {f"layers.{i}": block for i, block in enumerate(self.layers)}
+        head = {} if self.head is None else {"head": self.head}
+        return {"embedding": self.embedding, **layers, "norm": self.norm, **head}
+
+    def init_part(self, part: nn.Module, generator: torch.Generator) -> None:
+        """Fill the parameters of one of `parts`, the next numbers of `generator`."""
+        if isinstance(part, Block):
+            part.norm.init_weights(generator)
+            part.layer.init_weights(generator)
+        elif part is self.norm:
+            self.norm.init_weights(generator)
+        else:
+            nn.init.normal_(cast(Tensor, part.weight), std=self.config.init_std, generator=generator)
 
     def forward(self, tokens: Tensor, state: State | None = None, segments: Tensor | None = None) -> Tensor:
         """tokens (b t) int64 → logits (b t v).
@@ -66,6 +77,9 @@ class Model(nn.Module):
             raise ValueError("state and segments exclude each other: a state continues one document in each row; "
                              "give the packed documents as rows of their own.")
         x = self.embedding(tokens)
+        if torch.is_autocast_enabled(x.device.type):
+            # the residual stream has the type of the products, as in the paper's code
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         states = [None] * len(self.layers) if state is None else state.layers
         for block, layer_state in zip(self.blocks, states, strict=True):
             x = block(x, layer_state, segments)

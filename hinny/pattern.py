@@ -2,12 +2,15 @@
 
     M Mamba-2    1 Mamba-1    * attention    - MLP    | cut between pipeline stages
 
-A pattern is a string such as `M-M*-`. A Transformer of n blocks is `*-` repeated n times.
+A pattern is a string such as `M-M*-`. A Transformer of n blocks is `*-` repeated n times. Cuts say where a pipeline
+(parallel.pipeline above 1) divides the layers; they change nothing that is computed, so without one they may stay.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
 
 from hinny.errors import ConfigError
 
@@ -33,6 +36,20 @@ def stages(pattern: str) -> list[str]:
     """The pieces between cuts: the layers of each pipeline stage."""
     parse(pattern)
     return pattern.split(CUT)
+
+
+def cut_evenly(layers: str, sizes: Sequence[int], count: int) -> str:
+    """`layers`, without cuts, cut into `count` stages: each cut where the `sizes` before it are nearest to their share.
+
+    Every stage gets a layer; `count` must be at most the number of layers.
+    """
+    ends = [0, *accumulate(sizes)]
+    cuts = [0]
+    for stage in range(1, count):
+        places = range(cuts[-1] + 1, len(layers) - (count - stage) + 1)
+        share = ends[-1] * stage / count
+        cuts.append(min(places, key=lambda place: abs(ends[place] - share)))
+    return CUT.join(layers[start:end] for start, end in zip(cuts, [*cuts[1:], len(layers)], strict=True))
 
 
 def allocate(n_layers: int, attention_ratio: float, mlp_ratio: float) -> str:

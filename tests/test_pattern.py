@@ -154,6 +154,14 @@ def test_cuts_make_stages_and_no_layers() -> None:
     assert pattern.counts("M|M") == {"M": 2, "1": 0, "*": 0, "-": 0}
 
 
+@pytest.mark.parametrize(("sizes", "count", "cut"), [
+    ([1, 1, 1, 1, 1, 1], 3, "M-|M-|M-"), ([9, 1, 1, 1, 1, 1], 2, "M|-M-M-"), ([1, 1, 1, 1, 1, 9], 3, "M-M-|M|-"),
+    ([5, 3, 3, 3, 3, 5], 1, "M-M-M-"), ([1, 1, 1, 1, 1, 1], 6, "M|-|M|-|M|-"),
+])
+def test_an_even_cut_is_by_size_and_leaves_no_stage_empty(sizes, count, cut) -> None:
+    assert pattern.cut_evenly("M-M-M-", sizes, count) == cut
+
+
 def test_an_override_of_the_wrong_length_is_refused_in_megatrons_words() -> None:
     with pytest.raises(ConfigError, match="The hybrid override pattern is the wrong length: got 3, expected 4"):
         pattern.resolve(4, 0, 0, "M-M")

@@ -11,6 +11,7 @@ from hinny.config.load import (
     to_toml,
     validate,
 )
+from hinny.config.parallel import DIMENSIONS, ParallelConfig
 from hinny.config.section import Section
 from hinny.config.sections import (
     LAYER_SECTIONS,
@@ -25,7 +26,7 @@ from hinny.config.sections import (
 )
 
 __all__ = [
-    "LAYER_SECTIONS", "AttentionConfig", "DataConfig", "MLPConfig", "Mamba1Config", "Mamba2Config", "ModelConfig",
-    "OptimConfig", "Recipe", "Section", "SyntheticConfig", "TrainConfig", "apply_override", "find", "known_keys",
-    "load_recipe", "read_toml", "shipped_names", "to_toml", "validate",
+    "DIMENSIONS", "LAYER_SECTIONS", "AttentionConfig", "DataConfig", "MLPConfig", "Mamba1Config", "Mamba2Config",
+    "ModelConfig", "OptimConfig", "ParallelConfig", "Recipe", "Section", "SyntheticConfig", "TrainConfig",
+    "apply_override", "find", "known_keys", "load_recipe", "read_toml", "shipped_names", "to_toml", "validate",
 ]

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from hinny import pattern as patterns
 from hinny.config.data import DataConfig
+from hinny.config.parallel import ParallelConfig
 from hinny.config.section import Positive, Section, Share
 
 
@@ -224,7 +225,9 @@ class TrainConfig(Section):
     steps: Positive
     seed: Annotated[int, Field(ge=0)]
     precision: Literal["fp32", "bf16"]
-    """bf16: matrix products under autocast, weights and optimiser in fp32."""
+    """bf16: matrix products and the residual stream in bf16, weights and optimiser in fp32."""
+    cuda_graphs: bool = False
+    """Records the passes of a micro-batch once and replays them; on one GPU alone."""
     log_every: Positive
     save_every: Positive
     eval_every: Positive | None = None
@@ -258,3 +261,11 @@ class Recipe(Section):
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig
+    parallel: ParallelConfig = ParallelConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        kinds = self.parallel.recompute
+        if isinstance(kinds, list) and (absent := [s for s in kinds if s not in self.model.pattern]):
+            raise ValueError(f"parallel.recompute names '{absent[0]}', but model.pattern has no such layer; remove it.")
+        return self
