@@ -1,0 +1,3 @@
+"""Spreads a finished model over processes: mesh, tensor, context, pipeline, recomputation, FSDP. Layers know nothing
+of it.
+"""
