@@ -20,6 +20,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
 from hinny.checkpoint import sharded
 from hinny.checkpoint.disk import PARTIAL, sync, write_synced
@@ -68,16 +69,24 @@ def stored(folder: Path) -> Tensors:
     return SafetensorsFolder(folder) if are_in(folder) else _Trained(folder)
 
 
-def fill(model: nn.Module, folder: Path) -> None:
-    """Copy the weights in `folder` into `model`, which keeps its types. Names are those of the model, already checked.
+def fill(weights: Mapping[str, Any], folder: Path) -> None:
+    """Copy the weights in `folder` into those of a model, which keep their types. Names are already checked.
 
-    Raises CheckpointError for a tensor of another shape.
+    Of a tensor that is cut over ranks, only this rank's part is read. Raises CheckpointError for a tensor of another
+    shape.
     """
-    weights = stored(folder)
+    source = stored(folder)
     with torch.no_grad():
-        for name, value in model.state_dict(keep_vars=True).items():
-            _check_shape(folder, name, weights.infos[name], value)
-            value.copy_(weights.read(name))
+        for name, value in weights.items():
+            _check_shape(folder, name, source.infos[name], value)
+            whole = source.read(name)
+            if isinstance(value, DTensor):
+                (part,) = value.__create_chunk_list__()
+                place = tuple(slice(start, start + size)
+                              for start, size in zip(part.offsets, part.sizes, strict=True))
+                value.to_local().copy_(whole[place])
+            else:
+                value.copy_(whole)
 
 
 def adopt(model: nn.Module, folder: Path, device: str | torch.device) -> None:
