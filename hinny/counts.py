@@ -11,7 +11,7 @@ FLOPs are those of the definition, per token: a product of m x k by k x n counts
     one token     of decoding: attention 4 h p context; Mamba-2 5 h p n; Mamba-1 7 d_inner n
 
 Norms, activations, gates, residuals and the embedding's look-up are left out: below 1 % at the sizes of the paper.
-Training counts three times the forward pass.
+Training counts three times the forward pass. What it keeps in memory is in hinny.memory.
 
 Letters: d model, h heads, p head_dim, g groups, n state, w convolution width, l in a chunk.
 """
@@ -41,8 +41,6 @@ class LayerCounts:
     """Elements of the state that does not grow: SSM and the last inputs of the convolution."""
     kv: int
     """Elements of keys and values per token."""
-    kept: Callable[[int], int]
-    """Sequence length → elements kept for the backward pass per token, the pre-norm's included; approximate."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +82,9 @@ def _mamba2(model: ModelConfig) -> LayerCounts:
     def mixing(length: int) -> int:
         return (groups + d_inner) * min(c.chunk_len, length) + 4 * d_inner * c.d_state
 
-    def kept(length: int) -> int:
-        # inputs of: norm, in_proj, conv, ssd (x B C), gated norm (y, z is in in_proj), out_proj; states of the chunks
-        return 2 * d + in_proj + channels + 2 * d_inner + d_inner * c.d_state // min(c.chunk_len, length)
-
     return LayerCounts(parameters=weights + channels + 3 * heads + d_inner, products=weights, mixing=mixing,
                        step=lambda context: 5 * d_inner * c.d_state,
-                       state=d_inner * c.d_state + channels * (c.d_conv - 1), kv=0, kept=kept)
+                       state=d_inner * c.d_state + channels * (c.d_conv - 1), kv=0)
 
 
 def _mamba1(model: ModelConfig) -> LayerCounts:
@@ -101,13 +95,10 @@ def _mamba1(model: ModelConfig) -> LayerCounts:
     weights = d * 2 * d_inner + d_inner * c.d_conv + d_inner * x_proj + c.dt_rank * d_inner + d_inner * d
     scan = 7 * d_inner * c.d_state
 
-    def kept(length: int) -> int:
-        return 2 * d + 6 * d_inner + x_proj + d_inner * c.d_state // min(c.chunk_len, length)
-
     # besides the products: bias of the convolution, dt_bias, D, A_log
     return LayerCounts(parameters=weights + 3 * d_inner + d_inner * c.d_state, products=weights,
                        mixing=lambda length: scan, step=lambda context: scan,
-                       state=d_inner * c.d_state + d_inner * (c.d_conv - 1), kv=0, kept=kept)
+                       state=d_inner * c.d_state + d_inner * (c.d_conv - 1), kv=0)
 
 
 def _attention(model: ModelConfig) -> LayerCounts:
@@ -116,7 +107,7 @@ def _attention(model: ModelConfig) -> LayerCounts:
     q, kv = c.n_heads * c.head_dim, 2 * c.n_kv_heads * c.head_dim
     weights = d * q + d * kv + q * d
     return LayerCounts(parameters=weights, products=weights, mixing=lambda length: 2 * q * length,
-                       step=lambda context: 4 * q * context, state=0, kv=kv, kept=lambda length: 2 * d + 2 * q + kv)
+                       step=lambda context: 4 * q * context, state=0, kv=kv)
 
 
 def _mlp(model: ModelConfig) -> LayerCounts:
@@ -124,8 +115,7 @@ def _mlp(model: ModelConfig) -> LayerCounts:
     assert c is not None
     matrices = 3 if c.activation == "swiglu" else 2
     weights = matrices * d * c.d_ff
-    return LayerCounts(parameters=weights, products=weights, mixing=_zero, step=_zero, state=0, kv=0,
-                       kept=lambda length: 2 * d + matrices * c.d_ff)
+    return LayerCounts(parameters=weights, products=weights, mixing=_zero, step=_zero, state=0, kv=0)
 
 
 LAYER_COUNTS: dict[str, Callable[[ModelConfig], LayerCounts]] = {
@@ -198,15 +188,6 @@ def decode_weight_bytes(model: ModelConfig, *, dtype_bytes: int = 2) -> int:
     """Bytes of weights read in one decode step: all but an untied embedding, of which only single rows are read."""
     count = parameters(model)
     return dtype_bytes * (count.total - (0 if model.tie_embeddings else count.embedding))
-
-
-def kept_per_token(model: ModelConfig, length: int) -> int:
-    """Elements kept for the backward pass per token, without recomputation; approximate.
-
-    A lower bound: attention, scans and the loss are taken to recompute what lies within a block, so that scores,
-    the squares within chunks and logits are not kept.
-    """
-    return 2 * model.d_model + sum(count * one.kept(_positive(length)) for count, one in _all(model))
 
 
 def _positive(length: int) -> int:

@@ -1,4 +1,5 @@
-"""Time and memory of a model on named hardware: arithmetic from counts, not measurements. No torch.
+"""Time and memory of a model on named hardware: arithmetic from counts, not measurements. No torch. The memory of
+training is in hinny.memory.
 
 A decode step moves T = W + B c L + 2 B S bytes: weights W once, and for each of B sequences its keys and values (c
 bytes for each of L tokens) and its state, S bytes read and written. That is our arithmetic for the paper's prediction
@@ -10,7 +11,6 @@ Every result says whether it fits the device's memory (`fits`); one that does no
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,6 @@ HARDWARE = {h.name: h for h in (
 
 USABLE = 0.9
 """Assumed share of the memory that is left to the model by runtime, buffers and fragmentation."""
-
-TRAINING_BYTES = 16
-"""Bytes per parameter in training: float32 weight, gradient and the two moments of Adam."""
 
 
 def find_hardware(name: str) -> Hardware:
@@ -124,23 +121,6 @@ def inference_memory(model: ModelConfig, hardware: Hardware, *, batch: int, cont
     total = weights + batch * sequence
     return {"memory_bytes": total, "weight_bytes": weights, "bytes_per_sequence": sequence,
             "usable_bytes": usable, "fits": total <= usable, "max_batch": largest}
-
-
-def training_memory(model: ModelConfig, hardware: Hardware, *, seq_len: int, micro_batch: int, devices: int = 1,
-                    activation_bytes: int = 2) -> dict[str, Any]:
-    """Weights, gradients and Adam's moments sharded over `devices`, and roughly the activations of a micro-batch.
-
-    `devices_needed` is the smallest number of devices on which it fits; None where the activations alone do not.
-    """
-    _check(seq_len=seq_len, micro_batch=micro_batch, devices=devices)
-    states = TRAINING_BYTES * counts.parameters(model).total
-    activations = activation_bytes * micro_batch * seq_len * counts.kept_per_token(model, seq_len)
-    usable = int(USABLE * hardware.memory)
-    room = usable - activations
-    total = math.ceil(states / devices) + activations
-    return {"memory_bytes": total, "states_bytes": math.ceil(states / devices), "activation_bytes": activations,
-            "usable_bytes": usable, "fits": total <= usable,
-            "devices_needed": math.ceil(states / room) if room > 0 else None}
 
 
 def _roofline(flops: float, rate: float, moved: float, hardware: Hardware) -> tuple[float, str]:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hinny import counts, predict
+from hinny import counts, memory, predict
 from hinny import pattern as patterns
 from hinny.config import ModelConfig, Recipe
 from hinny.verb import make_callable
@@ -25,18 +25,17 @@ COLOURS = {"M": "cyan", "1": "blue", "*": "bold magenta", "-": "bright_black"}
 
 
 def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts: Iterable[int] = CONTEXTS,
-         mfu: float = MFU, devices: int = 1) -> dict[str, Any]:
+         mfu: float = MFU, devices: int | None = None) -> dict[str, Any]:
     """The figures of `recipe` as one JSON-able object.
 
     Sizes are exact; FLOPs are counted as hinny.counts documents; `predictions` and `memory` are arithmetic for
-    `devices` of the named `hardware` (hinny.predict) and say where the model does not fit. Raises ConfigError for
-    hardware that is not known and sizes that are not positive.
+    `devices` of the named `hardware`, as many as [parallel] says if None (hinny.predict, hinny.memory), and say where
+    the model does not fit. Raises ConfigError for hardware that is not known, sizes that are not positive, and devices
+    that are not the product of [parallel]'s sizes.
     """
     model, device = recipe.model, predict.find_hardware(hardware)
     count, length = counts.parameters(model), recipe.train.seq_len
-    activation_bytes = 2 if recipe.train.precision == "bf16" else 4
-    memory = predict.training_memory(model, device, seq_len=length, micro_batch=recipe.train.micro_batch_size,
-                                     devices=devices, activation_bytes=activation_bytes)
+    training = memory.training(recipe, int(predict.USABLE * device.memory), devices)
     return {
         "name": recipe.name,
         "description": " ".join(recipe.description.split()),
@@ -55,7 +54,7 @@ def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts
         "training_tokens": recipe.train.steps * recipe.train.batch_size * length,
         "state_bytes": counts.state_bytes(model),
         "kv_bytes_per_token": counts.kv_bytes_per_token(model),
-        "memory": {"weights_bf16_bytes": counts.weight_bytes(model), "training": memory},
+        "memory": {"weights_bf16_bytes": counts.weight_bytes(model), "training": training},
         "predictions": _predictions(recipe, device, batch, list(contexts), mfu),
     }
 
@@ -156,7 +155,8 @@ def _sizes(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("state of a sequence", _bytes(figures["state_bytes"], "fp32")),
         ("keys and values of a token", _bytes(figures["kv_bytes_per_token"], "bf16")),
         ("weights", f"{quantity(figures['memory']['weights_bf16_bytes'])}B, bf16"),
-        ("training memory", f"{quantity(training['memory_bytes'])}B a device, about: {fits}"),
+        ("training memory", f"{quantity(training['memory_bytes'])}B a device, most at: {training['phase']}; {fits}"),
+        *((f"  {part}", f"{quantity(size)}B") for part, size in training["parts"].items()),
     ]
 
 

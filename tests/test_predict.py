@@ -88,22 +88,6 @@ def test_a_model_larger_than_the_memory_says_that_not_one_sequence_fits() -> Non
     assert found["max_batch"] == 0
 
 
-def test_training_memory_is_sixteen_bytes_a_parameter_and_the_activations() -> None:
-    found = predict.training_memory(HYBRID, H100, seq_len=4096, micro_batch=1)
-    assert found["states_bytes"] == 16 * 8_654_517_248
-    assert found["activation_bytes"] == 2 * 4096 * counts.kept_per_token(HYBRID, 4096)
-    assert found["fits"] is False
-    needed = found["devices_needed"]
-    assert predict.training_memory(HYBRID, H100, seq_len=4096, micro_batch=1, devices=needed)["fits"] is True
-    assert predict.training_memory(HYBRID, H100, seq_len=4096, micro_batch=1, devices=needed - 1)["fits"] is False
-
-
-def test_activations_beyond_the_memory_fit_on_no_number_of_devices() -> None:
-    found = predict.training_memory(HYBRID, H100, seq_len=131072, micro_batch=8)
-    assert found["fits"] is False
-    assert found["devices_needed"] is None
-
-
 def test_unknown_hardware_is_refused_with_the_nearest_or_all_names() -> None:
     with pytest.raises(ConfigError, match=r"'H10O' is not known\. Did you mean H100"):
         predict.find_hardware("H10O")
@@ -124,5 +108,3 @@ def test_batches_and_contexts_below_one_are_refused() -> None:
         predict.decode(HYBRID, H100, batch=0, context=1)
     with pytest.raises(ConfigError, match="context is -1"):
         predict.decode(HYBRID, H100, batch=1, context=-1)
-    with pytest.raises(ConfigError, match="devices is 0"):
-        predict.training_memory(HYBRID, H100, seq_len=1, micro_batch=1, devices=0)

@@ -62,12 +62,19 @@ def test_predictions_are_for_the_hardware_batch_and_contexts_asked_for() -> None
         show(load_recipe("8b-mamba2"), hardware="Z80")
 
 
-def test_training_memory_follows_the_recipes_precision_and_the_devices() -> None:
+def test_training_memory_is_a_sum_of_parts_for_the_recipes_precision_and_the_devices() -> None:
     half, full = (show(load_recipe("tiny-mamba2", [f'train.precision="{p}"']))["memory"]["training"]
                   for p in ("bf16", "fp32"))
-    assert full["activation_bytes"] == 2 * half["activation_bytes"]
+    assert full["parts"]["activations"] > 1.5 * half["parts"]["activations"]
+    for training in (half, full):
+        assert training["memory_bytes"] == sum(training["parts"].values()) == training["phases"][training["phase"]]
     one, four = (show(load_recipe("8b-mamba2"), devices=n)["memory"]["training"] for n in (1, 4))
-    assert one["states_bytes"] == 4 * four["states_bytes"]
+    assert one["parts"]["moments"] == 4 * four["parts"]["moments"]
+    assert (one["devices"], four["devices"]) == (1, 4)
+    cut = show(load_recipe("8b-mamba2", ["parallel.tensor=2", "parallel.shard=2"]))["memory"]["training"]
+    assert cut["devices"] == 4
+    with pytest.raises(ConfigError, match="there are 3 processes"):
+        show(load_recipe("8b-mamba2", ["parallel.tensor=2"]), devices=3)
 
 
 def test_the_text_shows_sizes_pattern_log_and_what_does_not_fit() -> None:
@@ -75,7 +82,7 @@ def test_the_text_shows_sizes_pattern_log_and_what_does_not_fit() -> None:
     for line in ("8,654,517,248", PATTERN_8B, "24 Mamba-2, 4 attention, 28 MLP",
                  "Hybrid allocation (M is mamba, * is attention, - is mlp):",
                  "Target attention ratio: 0.08. Actual attention ratio: 0.07.",
-                 "does not fit", "only batch 1", "Arithmetic, not measured"):
+                 "does not fit", "only batch 1", "Arithmetic, not measured", "moments", "activations"):
         assert line in text
     assert "does not fit" not in text_of(show(load_recipe("tiny-hybrid")))
 
@@ -124,3 +131,8 @@ def test_attention_positions_do_not_count_pipeline_cuts() -> None:
                                              (8.65e9, "8.65 G"), (9.9e14, "990 T"), (2.25e15, "2.25 P")])
 def test_quantities_have_three_digits_and_a_prefix(value: float, text: str) -> None:
     assert quantity(value) == text
+
+
+def test_a_pipeline_of_other_stages_than_the_pattern_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"parallel\.pipeline is 2, but model\.pattern has 1 stages"):
+        show(load_recipe("tiny-hybrid", ["parallel.pipeline=2"]))

@@ -1,0 +1,73 @@
+"""Memory that training needs, predicted from a recipe: `training` for a named GPU. No torch.
+
+    layers.py      what a layer keeps and makes, by kind and mode of recomputation
+    training.py    what is alive when: the moments of a step, on the rank that needs the most
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hinny import pattern
+from hinny.config import DIMENSIONS, Recipe
+from hinny.errors import ConfigError
+from hinny.memory.training import PARTS, Plan, peak
+
+__all__ = ["PARTS", "Plan", "peak", "plan", "training"]
+
+MOST_SHARDS = 2 ** 16
+
+
+def plan(recipe: Recipe, devices: int | None = None, shards: int | None = None) -> Plan:
+    """The recipe's plan for so many devices, as many as [parallel] says if None; or for so many shards.
+
+    Raises ConfigError where the devices are not the product of the sizes.
+    """
+    if devices is not None and devices < 1:
+        raise ConfigError(f"devices is {devices}; it must be at least 1.")
+    parallel, train = recipe.parallel, recipe.train
+    sizes = {name: getattr(parallel, name) or 1 for name in DIMENSIONS}
+    if shards is not None:
+        sizes["shard"] = shards
+    elif devices is not None:
+        sizes = parallel.sizes(devices)
+    stages = len(pattern.stages(recipe.model.pattern))
+    if sizes["pipeline"] > 1 and sizes["pipeline"] != stages:
+        raise ConfigError(f"parallel.pipeline is {sizes['pipeline']}, but model.pattern has {stages} stages: cut it "
+                          "with `|`, or set parallel.pipeline to their number.")
+    ranks = sizes["replicate"] * sizes["shard"]
+    return Plan(sizes=sizes, seq_len=train.seq_len, micro_batch=train.micro_batch_size,
+                micro_batches=-(-train.batch_size // (train.micro_batch_size * ranks)),
+                width=2 if train.precision == "bf16" else 4, recompute=parallel.recompute,
+                gpipe=parallel.schedule == "gpipe", packed=recipe.data.boundaries == "reset",
+                lasting_gradients=train.cuda_graphs)
+
+
+def training(recipe: Recipe, usable: int, devices: int | None = None) -> dict[str, Any]:
+    """What a device needs at the peak, by parts, and whether it fits in `usable` bytes.
+
+    `devices_needed` is the smallest number of devices, more of them sharding, on which it fits; None where what does
+    not shrink with them is too much already.
+    """
+    given = plan(recipe, devices)
+    found = peak(recipe.model, given)
+    world = 1
+    for size in given.sizes.values():
+        world *= size
+    return {"devices": world, **found, "usable_bytes": usable, "fits": found["memory_bytes"] <= usable,
+            "devices_needed": _needed(recipe, usable, world // given.size("shard"))}
+
+
+def _needed(recipe: Recipe, usable: int, others: int) -> int | None:
+    def fits(shards: int) -> bool:
+        return bool(peak(recipe.model, plan(recipe, shards=shards))["memory_bytes"] <= usable)
+
+    if fits(1):
+        return others
+    if not fits(MOST_SHARDS):
+        return None
+    low, high = 1, MOST_SHARDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high * others

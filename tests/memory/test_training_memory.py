@@ -1,0 +1,174 @@
+"""The memory of training beside what the operators truly keep and make, on tensors without contents.
+
+PyTorch's fake tensors have shapes and types alone, and our kernels say what they return: so whole recipes run here in
+seconds as they would on a GPU, but for what a kernel's launcher makes and gives up inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from live_bytes import Live
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hinny import counts, memory
+from hinny.config import ModelConfig, Recipe, load_recipe
+from hinny.errors import ConfigError
+from hinny.memory.layers import LAYER_BYTES, Share
+from hinny.memory.training import WORKSPACE, Plan, phases
+from hinny.model import Model
+from hinny.objective import Objective
+from hinny.ops import backend
+from hinny.parallel.recompute import apply_recompute
+
+B, T = 4, 2048
+H100_BYTES = 72_000_000_000
+KINDS = [("840m-hybrid", "M", {}), ("840m-hybrid", "*", {}), ("840m-hybrid", "-", {}), ("840m-mamba", "1", {}),
+         ("840m-transformer", "*", {}), ("840m-transformer", "-", {"mlp": "relu2"}),
+         ("840m-hybrid", "-", {"mlp": "swiglu"})]
+
+
+@contextmanager
+def _kernels_on_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(backend, "_no_kernels", lambda: "")
+    monkeypatch.setattr(backend, "_no_kernel_for", lambda device, dtype: "")
+    # the fixture of all tests that fills new memory would count its filling
+    torch.use_deterministic_algorithms(False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def _autocast(bf16: bool = True) -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False, enabled=bf16)
+
+
+def _model(recipe: str, pattern: str | None = None, mlp: str | None = None) -> ModelConfig:
+    model = load_recipe(recipe).model
+    changes: dict[str, Any] = {} if pattern is None else {"pattern": pattern}
+    if mlp is not None:
+        assert model.mlp is not None
+        changes["mlp"] = model.mlp.model_copy(update={"activation": mlp})
+    return model.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize(("recipe", "symbol", "changes"), KINDS)
+def test_a_layer_keeps_what_its_operators_save(
+        recipe: str, symbol: str, changes: dict[str, str], bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(recipe, symbol, **changes)
+    of = LAYER_BYTES[symbol](model, Share(B, T, width=2 if bf16 else 4))
+    for mode, expected in ((None, of.kept + (2 * of.matrices if bf16 else 0)), ("selective", of.selective),
+                           ("full", of.full)):
+        with _kernels_on_fake_tensors(monkeypatch):
+            objective = Objective(Model(model))
+            if mode is not None:
+                apply_recompute(objective, mode)
+            block = objective.model.blocks[0]
+            x = torch.zeros(B, T, model.d_model, dtype=torch.bfloat16 if bf16 else torch.float32, requires_grad=True)
+            with _autocast(bf16), Live() as live:
+                y = block(x * 1, None, None)
+                found = live.settle() - y.nbytes
+        assert found == pytest.approx(expected, rel=0.01), mode
+
+
+def _simulated(model: ModelConfig, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """The most bytes alive in the forward pass with the loss, and in the backward, beside parameters and gradients."""
+    with _kernels_on_fake_tensors(monkeypatch):
+        objective = Objective(Model(model))
+        if mode is not None:
+            apply_recompute(objective, mode)
+        for parameter in objective.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        with Live() as live:
+            tokens, mask = torch.zeros(B, T, dtype=torch.int64), torch.ones(B, T, dtype=torch.bool)
+            with _autocast():
+                loss, _ = objective(tokens, tokens, mask)
+            forward, live.peak = live.peak, live.settle()
+            loss.backward()
+            live.settle()
+        return forward, live.peak
+
+
+@pytest.mark.parametrize(("recipe", "mode"), [
+    *(("840m-hybrid", mode) for mode in (None, "selective", "full")), ("840m-mamba2", "selective"),
+    ("840m-transformer", None)])
+def test_a_step_takes_what_it_truly_makes(recipe: str, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(recipe, load_recipe(recipe).model.pattern[:16])
+    forward, backward = _simulated(model, mode, monkeypatch)
+    found = phases(model, Plan({}, T, B, micro_batches=2, recompute=mode))
+    states = 16 * counts.parameters(model).total + WORKSPACE
+    # the loss's launcher makes inside: the head's weight and a block of logits in bf16, rows, and the rows' losses
+    v, d, rows = model.vocab_size, model.d_model, 2048
+    inside = 2 * v * d + 2 * rows * (v + d) + 8 * B * T
+    assert sum(found["loss"].values()) - states == pytest.approx(forward + inside, rel=0.005)
+    assert sum(found["backward"].values()) - states == pytest.approx(backward, rel=0.01)
+
+
+def _recipe(*changes: str) -> Recipe:
+    return load_recipe("840m-hybrid", ["train.batch_size=16", "optim.warmup_samples=8", *changes])
+
+
+def test_states_are_sixteen_bytes_a_parameter_shared_by_the_shards() -> None:
+    total = counts.parameters(_recipe().model).total
+    for shards in (1, 2, 4):
+        parts = phases(_recipe().model, memory.plan(_recipe(f"parallel.shard={shards}", "train.micro_batch_size=1")))
+        states = sum(parts["update"][part] for part in ("weights", "gradients", "moments"))
+        assert states == pytest.approx(16 * total / shards, abs=16 * shards)
+
+
+def test_the_first_pass_of_a_step_has_no_gradients_unless_it_is_recorded() -> None:
+    model = _recipe().model
+    single, several, recorded = (phases(model, memory.plan(_recipe(*changes))) for changes in (
+        ["train.micro_batch_size=16", "train.cuda_graphs=false"],
+        ["train.micro_batch_size=8", "train.cuda_graphs=false"],
+        ["train.micro_batch_size=16"]))
+    assert single["loss"]["gradients"] == 0
+    assert several["loss"]["gradients"] == recorded["loss"]["gradients"] == 4 * counts.parameters(model).total
+
+
+def test_tensor_context_and_pipeline_divide_what_a_rank_keeps() -> None:
+    def kept(*changes: str) -> int:
+        recipe = _recipe("train.micro_batch_size=1", *changes)
+        return phases(recipe.model, memory.plan(recipe))["loss"]["activations"]
+
+    whole, pattern = kept(), _recipe().model.pattern
+    assert 0.5 < kept("parallel.tensor=2") / whole < 0.65
+    assert kept("parallel.context=2") / whole == pytest.approx(0.5, abs=0.03)
+    halves = f"model.pattern={pattern[:24]}|{pattern[24:]}"
+    assert kept(halves, "parallel.pipeline=2") / whole == pytest.approx(0.5, abs=0.06)
+    # all micro-batches pass forward before the first passes back
+    assert kept(halves, "parallel.pipeline=2", "parallel.schedule=gpipe") / whole == pytest.approx(8, rel=0.1)
+
+
+def test_recomputation_of_some_kinds_lies_between_none_and_all() -> None:
+    def of(mode: str) -> int:
+        recipe = _recipe(*([f"parallel.recompute={mode}"] if mode else []))
+        return int(memory.training(recipe, H100_BYTES)["memory_bytes"])
+
+    assert of("full") < of('["M"]') < of('["*"]') < of("")
+    assert of("full") < of("selective") < of("")
+
+
+def test_packed_documents_cost_attention_its_mask() -> None:
+    model, tokens = _model("840m-transformer", "*"), B * T
+    plain, packed = (LAYER_BYTES["*"](model, Share(B, T, packed=packed)).kept for packed in (False, True))
+    assert packed - plain == 2 * tokens * T
+
+
+def test_the_smallest_number_of_devices_that_fits_is_found() -> None:
+    recipe = load_recipe("8b-hybrid", ["train.micro_batch_size=1"])
+    found = memory.training(recipe, H100_BYTES)
+    needed = found["devices_needed"]
+    assert found["fits"] is False
+    assert memory.training(recipe, H100_BYTES, needed)["fits"] is True
+    assert memory.training(recipe, H100_BYTES, needed - 1)["fits"] is False
+    assert memory.training(load_recipe("8b-hybrid", ["train.seq_len=131072"]), H100_BYTES)["devices_needed"] is None
+
+
+def test_no_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="devices is 0"):
+        memory.training(_recipe(), H100_BYTES, devices=0)
