@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hinny import ops
 from hinny.config import Recipe
 from hinny.data.mix import Batch
 from hinny.errors import TrainingError
-from hinny.model import Model
+from hinny.objective import Objective
+from hinny.parallel.context import own
+from hinny.parallel.fsdp import give_up
+from hinny.parallel.mesh import Mesh, single
+from hinny.parallel.norm import total_norm
+from hinny.parallel.pipeline import Pipeline
+from hinny.train.graphs import Losses, Replayed
 from hinny.train.optim import learning_rate
-
-Loss = TypeVar("Loss")
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,31 @@ class Step:
 
 
 class Stepper:
-    """Applies steps of `recipe` to `model` and `optimizer`, both in place."""
+    """Applies steps of `recipe` to `objective` and `optimizer`, both in place.
 
-    def __init__(self, recipe: Recipe, model: Model, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    With a mesh of several processes each gives the rows of the batch that are its own, and all make the same step.
+    """
+
+    def __init__(self, recipe: Recipe, objective: Objective, optimizer: torch.optim.Optimizer, device: torch.device,
+                 mesh: Mesh | None = None, pipeline: Pipeline | None = None) -> None:
         self.recipe = recipe
-        self.model = model
+        self.objective = objective
         self.optimizer = optimizer
         self.device = device
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.mesh = single() if mesh is None else mesh
+        self.pipeline = pipeline
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self._replayed = Replayed(self._forward_backward) if recipe.train.cuda_graphs else None
+        self._warm = False
 
     def step(self, index: int, batch: Batch) -> Step:
         """Step number `index`, counted from 0. Raises TrainingError, and changes no weight, if it is not finite."""
         config = self.recipe.optim
         size = self.recipe.train.batch_size
         lr = learning_rate(config, (index + 1) * size, self.recipe.train.steps * size)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.recipe.train.cuda_graphs)
         loss, z_loss = self.accumulate(batch)
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
+        norm = total_norm(self.parameters, self.mesh)
         done = Step(loss=loss.item(), lr=lr, grad_norm=norm.item(),
                     z_loss=None if config.z_loss is None else z_loss.item())
         if not (math.isfinite(done.loss) and math.isfinite(done.grad_norm)):
@@ -64,45 +72,81 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self._warm = True
         return done
 
-    def accumulate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the gradient of the batch's mean loss to the parameters; returns the cross-entropy and the z-loss in it.
+    def accumulate(self, batch: Batch) -> Losses:
+        """Add the gradient of the batch's mean loss to the parameters; returns the cross-entropy and the z-loss in it,
+        both of the whole batch.
 
         Each micro-batch counts by its number of targets, not as one of n means: so any cut of the batch gives the
         same gradient, also where the masks differ.
         """
-        counted = int(batch.mask.sum())
+        counted = self._counted(batch)
         if counted == 0:
             raise TrainingError(f"no target of this batch counts in the loss: {batch.describe()}.")
+        divisor = torch.tensor(counted).to(self.device)
+        self.objective.train()
+        if self.pipeline is not None:
+            total, z_loss = self.pipeline.step(self._micro_batches(batch), divisor)
+            return self._over_ranks(total - z_loss), self._over_ranks(z_loss)
         entropy, z_loss = (torch.zeros((), device=self.device) for _ in range(2))
-        for start in range(0, len(batch.tokens), self.recipe.train.micro_batch_size):
-            rows = slice(start, start + self.recipe.train.micro_batch_size)
-            if self.recipe.optim.z_loss is None:
-                loss = self.loss_sum(batch, rows) / counted
-                entropy += loss.detach()
-            else:
-                total, z = self._losses(batch, rows, partial(ops.linear_cross_entropy_z,
-                                                             z_loss=self.recipe.optim.z_loss))
-                loss = total / counted
-                entropy += (total.detach() - z) / counted
-                z_loss += z / counted
-            loss.backward()
-        return entropy, z_loss
+        # the first step runs as it is: then all memory that stays is taken before a graph takes its own
+        run = self._replayed if self._replayed is not None and self._warm else self._forward_backward
+        for micro_batch in self._micro_batches(batch):
+            losses = run(*micro_batch, divisor)
+            entropy += losses[0]
+            z_loss += losses[1]
+        return self._over_ranks(entropy), self._over_ranks(z_loss)
 
-    def loss_sum(self, batch: Batch, rows: slice) -> torch.Tensor:
-        """Cross-entropy summed over the counted targets of some rows of `batch`, in nats, without any z-loss."""
-        return self._losses(batch, rows, ops.linear_cross_entropy)
+    @torch.no_grad()
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """Cross-entropy summed over the counted targets of the ranks' batches, in nats, without any z-loss."""
+        self.objective.eval()
+        total = torch.zeros((), device=self.device)
+        if self.pipeline is not None:
+            total += self.pipeline.evaluate(self._micro_batches(batch))
+        else:
+            with self._precision():
+                for micro_batch in self._micro_batches(batch):
+                    total += self.objective(*micro_batch)[0]
+        give_up(self.objective)
+        return self._over_ranks(total)
 
-    def _losses(self, batch: Batch, rows: slice, op: Callable[..., Loss]) -> Loss:
-        """What `op` makes of the last hidden states and the targets of some rows of `batch`, summed."""
-        segments = None if batch.segments is None else self._tensor(batch.segments[rows])
-        precision = torch.autocast(self.device.type, dtype=torch.bfloat16,
-                                   enabled=self.recipe.train.precision == "bf16")
-        with precision:
-            hidden = self.model.hidden(self._tensor(batch.tokens[rows]), segments=segments)
-            return op(hidden, self.model.output_weight, self._tensor(batch.targets[rows]),
-                      self._tensor(batch.mask[rows]), reduction="sum")
+    def _forward_backward(self, tokens: Tensor, targets: Tensor, mask: Tensor, segments: Tensor | None,
+                          divisor: Tensor) -> Losses:
+        with self._precision():
+            total, z_loss = self.objective(tokens, targets, mask, segments)
+        loss = total / divisor
+        loss.backward()
+        z_loss = z_loss / divisor
+        return loss.detach() - z_loss, z_loss
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+    def _precision(self) -> torch.autocast | nullcontext[None]:
+        if self.recipe.train.precision != "bf16":
+            return nullcontext()
+        # every weight is used once in a pass, so a cache of casts would only hold memory
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+    def _counted(self, batch: Batch) -> int:
+        counted = torch.tensor(int(batch.mask.sum()))
+        return int(self.mesh.sum(counted, "replicate", "shard"))
+
+    def _over_ranks(self, loss: Tensor) -> Tensor:
+        return self.mesh.sum(loss, "replicate", "shard", "context")
+
+    def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """tokens, targets and mask that this rank sees, and the segments of the whole sequences."""
+        size = self.recipe.train.micro_batch_size
+        found = []
+        for start in range(0, len(batch.tokens), size):
+            rows = slice(start, start + size)
+            tokens, targets, mask = (own(self._tensor(part[rows]), self.mesh)
+                                     for part in (batch.tokens, batch.targets, batch.mask))
+            found.append((tokens, targets, mask,
+                          None if batch.segments is None else self._tensor(batch.segments[rows])))
+        return found
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor

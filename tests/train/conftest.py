@@ -26,7 +26,7 @@ def recipe_of():
             "name": "tiny", "description": "for tests",
             "model": {"pattern": pattern, "d_model": 16, "vocab_size": 257, "norm": "rmsnorm", "norm_eps": 1e-5,
                       "tie_embeddings": False, "init_std": 0.02,
-                      **{SECTIONS[symbol][0]: SECTIONS[symbol][1] for symbol in dict.fromkeys(pattern)}},
+                      **dict(SECTIONS[symbol] for symbol in dict.fromkeys(pattern.replace("|", "")))},
             "data": {"boundaries": "reset", **({"synthetic": synthetic} if synthetic else {})},
             "optim": {"lr": 1e-2, "schedule": "cosine", "min_lr": 1e-3, "warmup_samples": 4, "weight_decay": 0.1,
                       "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0, **(optim or {})},

@@ -5,6 +5,7 @@ import torch
 
 from hinny.data.mix import heldout_batches
 from hinny.model import Model
+from hinny.objective import Objective
 from hinny.train import heldout
 from hinny.train.heldout import HeldOut
 from hinny.train.optim import make_optimizer
@@ -17,7 +18,7 @@ def test_it_is_the_mean_cross_entropy_of_the_first_windows(recipe_of, data, monk
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": data})})
     model = Model(recipe.model)
     model.init_weights(0)
-    ours = HeldOut(recipe)(Stepper(recipe, model, make_optimizer(model, recipe.optim), torch.device("cpu")))
+    ours = HeldOut(recipe)(Stepper(recipe, Objective(model), make_optimizer(model, recipe.optim), torch.device("cpu")))
     losses = []
     for window in heldout_batches(recipe.data, seq_len=32, batch_size=1, windows=5):
         with torch.no_grad():

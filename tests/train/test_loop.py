@@ -19,7 +19,7 @@ from hinny.data.prepare import prepare
 from hinny.errors import CheckpointError, ConfigError, RunError, TrainingError
 from hinny.model import Model
 from hinny.run import Run
-from hinny.train import loop
+from hinny.train import session
 from hinny.train.loop import train
 
 
@@ -48,7 +48,7 @@ def stop_at(step, number):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from hinny.checkpoint import store
 from hinny.config import load_recipe
 from hinny.train.loop import train
@@ -59,6 +59,8 @@ die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 def progress(now):
     if now["step"] == int(step):
         if moment == "step":
+            while not os.path.exists(os.path.join(out, "checkpoints", "step-00000004")):  # saved beside the training
+                time.sleep(0.01)
             die()
         store.write_synced = die
 
@@ -84,7 +86,7 @@ def test_a_run_killed_twice_ends_as_if_it_was_never_killed(recipe_of, data, tmp_
     assert killed.metrics()[-1]["step"] > 4
     die("save", 7)
     assert sorted(p.name for p in killed.checkpoints.iterdir()) == [".partial-step-00000008", "step-00000004"]
-    assert killed.metrics()[-1]["step"] == 8
+    assert killed.metrics()[-1]["step"] >= 8
     with open(killed.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "lo')  # torn, as by a kill in the write
     assert train(recipe, killed.path, data=data, threads=1).finished
@@ -136,8 +138,8 @@ def test_metrics_and_progress_say_where_the_run_is(recipe_of, data, tmp_path):
 
 
 def test_records_and_progress_have_mfu_and_memory_where_the_device_is_known(recipe_of, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "seconds_at_peak", lambda recipe, accelerator: 2.0 ** -40)
-    monkeypatch.setattr(loop, "peak_memory", lambda device: {"peak_memory_bytes": 123})
+    monkeypatch.setattr(session, "seconds_at_peak", lambda recipe, accelerator: 2.0 ** -40)
+    monkeypatch.setattr(session, "peak_memory", lambda device: {"peak_memory_bytes": 123})
     seen = []
     run = train(recipe_of("-", steps=3), tmp_path / "run", data=data, progress=seen.append)
     for now in (*seen, *run.metrics()):
@@ -148,14 +150,14 @@ def test_records_and_progress_have_mfu_and_memory_where_the_device_is_known(reci
 def test_the_seconds_that_a_step_waits_for_its_batch_are_told(recipe_of, data, tmp_path, monkeypatch):
     batch = Stream.batch
 
-    def slow(self, step):
-        time.sleep(0.05 if step == 3 else 0.0)
-        return batch(self, step)
+    def slow(self, step, rows=None):
+        time.sleep(0.5 if step == 3 else 0.0)  # longer than the steps in which it is made ahead
+        return batch(self, step, rows)
 
     monkeypatch.setattr(Stream, "batch", slow)
     run = train(recipe_of("-", steps=4, log_every=2), tmp_path / "run", data=data)
     quick, waited = [record["data_seconds"] for record in run.metrics()]
-    assert waited >= 0.025  # the mean of two steps
+    assert waited >= 0.1  # the mean of two steps
     assert quick < waited
     assert sum(2 * record["data_seconds"] for record in run.metrics()) < run.metrics()[-1]["seconds"]
 

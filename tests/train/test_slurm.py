@@ -1,4 +1,4 @@
-"""The SLURM script stops the training in time, requeues a job that has saved, and nothing else."""
+"""The SLURM scripts stop the training in time, requeue a job that has saved, and nothing else."""
 
 import os
 import signal
@@ -14,17 +14,43 @@ from hinny.config import to_toml
 from hinny.run import Run
 from hinny.train.step import Stepper
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "slurm" / "train.sbatch"
-HINNY = """#!/bin/bash
-echo "$@" > "$STUB/arguments"
-trap 'sleep 0.2; echo saved > "$STUB/saved"; exit '"$STATUS" TERM
-touch "$STUB/started"
+SCRIPTS = {path.stem: path for path in (Path(__file__).parents[2] / "docs" / "slurm").glob("*.sbatch")}
+TASKS = {"train": 1, "train-multinode": 2}
+PROGRAMS = {
+    "hinny": """#!/bin/bash
+rank=${RANK:-0}
+echo "$@" > "$STUB/arguments-$rank"
+echo "${LOCAL_RANK:-} ${WORLD_SIZE:-} ${MASTER_ADDR:-} ${MASTER_PORT:-}" > "$STUB/place-$rank"
+trap 'sleep 0.2; echo saved > "$STUB/saved-$rank"; exit '"$STATUS" TERM
+touch "$STUB/started-$rank"
 if [ -n "$ENDS" ]; then exit "$ENDS"; fi
 while :; do sleep 0.02; done
-"""
-SCONTROL = """#!/bin/bash
-echo "$@" > "$STUB/scontrol"
-"""
+""",
+    "scontrol": """#!/bin/bash
+if [ "$1 $2" = "show hostnames" ]; then printf 'node-a\\nnode-b\\n'; else echo "$@" > "$STUB/scontrol"; fi
+""",
+    # as SLURM's: two tasks, the highest of their statuses; a TERM that it gets itself ends them
+    "srun": """#!/bin/bash
+while [[ $1 == --* ]]; do echo "$1" >> "$STUB/srun"; shift; done
+for rank in 0 1; do
+    SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 "$@" &
+    tasks+=($!)
+done
+echo "${tasks[@]}" > "$STUB/tasks"
+trap 'kill -KILL "${tasks[@]}"; exit 137' TERM
+highest=0
+for task in "${tasks[@]}"; do
+    wait "$task"
+    status=$?
+    if [ $status -gt $highest ]; then highest=$status; fi
+done
+exit $highest
+""",
+    "scancel": """#!/bin/bash
+echo "$@" > "$STUB/scancel"
+kill -TERM $(cat "$STUB/tasks")
+""",
+}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -46,45 +72,69 @@ def test_a_training_that_is_told_to_stop_saves_and_ends_with_status_130(recipe_o
     assert Run(tmp_path / "run").steps_done == 2
 
 
-def job(folder: Path, *, send: signal.Signals | None, status: int = 130, ends: str = "") -> int:
+def job(script: str, folder: Path, *, send: signal.Signals | None, status: int = 130, ends: str = "") -> int:
     """The script's exit status, with a training that ends with `status` at SIGTERM or with `ends` by itself."""
     programs = folder / "bin"
     programs.mkdir()
-    for name, text in (("hinny", HINNY), ("scontrol", SCONTROL)):
+    for name, text in PROGRAMS.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     env = {"PATH": f"{programs}:{os.environ['PATH']}", "STUB": str(folder), "STATUS": str(status), "ENDS": ends,
-           "SLURM_JOB_ID": "77"}
+           "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_CPUS_PER_TASK": "8"}
     arguments = ["tiny-hybrid", "my data", "my run", "train.steps=5"]
-    with subprocess.Popen(["bash", str(SCRIPT), *arguments], env=env, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(["bash", str(SCRIPTS[script]), *arguments], env=env, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 20
-        while not (folder / "started").exists():
+        while len(list(folder.glob("started-*"))) < TASKS[script] or (TASKS[script] > 1
+                                                                      and not (folder / "tasks").exists()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         if send is not None:
             process.send_signal(send)
+        if send == signal.SIGTERM:
+            # SLURM ends what it has told to stop, and requeues a pre-empted job that is still there
+            while len(list(folder.glob("saved-*"))) < TASKS[script]:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(0.5)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
         return process.wait(20)
 
 
-def test_a_job_that_runs_out_of_time_waits_for_the_save_and_is_requeued(tmp_path):
-    assert job(tmp_path, send=signal.SIGUSR1) == 0
-    assert (tmp_path / "saved").exists()
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_job_that_runs_out_of_time_waits_for_the_save_and_is_requeued(tmp_path, script):
+    assert job(script, tmp_path, send=signal.SIGUSR1) == 0
     assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
-    assert (tmp_path / "arguments").read_text() == "train tiny-hybrid train.steps=5 --data my data --out my run\n"
+    for rank in range(TASKS[script]):
+        assert (tmp_path / f"saved-{rank}").exists()
+        assert (tmp_path / f"arguments-{rank}").read_text() == (
+            "train tiny-hybrid train.steps=5 --data my data --out my run\n")
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(("send", "status", "ends", "code"), [
-    (signal.SIGTERM, 130, "", 130),  # cancelled: it saves, and stays away
+    (signal.SIGTERM, 130, "", 130),  # cancelled or pre-empted: it saves, and is SLURM's
     (signal.SIGUSR1, 1, "", 1),      # could not save
     (None, 130, "0", 0),             # finished
     (None, 130, "1", 1),             # failed
 ])
-def test_no_other_job_is_requeued(tmp_path, send, status, ends, code):
-    assert job(tmp_path, send=send, status=status, ends=ends) == code
-    assert (tmp_path / "saved").exists() == (send is not None)
+def test_no_other_job_is_requeued(tmp_path, script, send, status, ends, code):
+    assert job(script, tmp_path, send=send, status=status, ends=ends) == code
+    for rank in range(TASKS[script]):
+        assert (tmp_path / f"saved-{rank}").exists() == (send is not None)
     assert not (tmp_path / "scontrol").exists()
 
 
-def test_the_warning_comes_to_the_script_before_the_end_and_the_job_may_be_requeued():
-    options = {line.split()[1] for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH ")}
-    assert {"--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= options
+def test_the_tasks_of_several_machines_know_their_places_and_are_signalled_themselves(tmp_path):
+    assert job("train-multinode", tmp_path, send=signal.SIGUSR1) == 0
+    assert [(tmp_path / f"place-{rank}").read_text() for rank in range(2)] == [
+        "0 2 node-a 20077\n", "1 2 node-a 20077\n"]
+    assert (tmp_path / "scancel").read_text() == "--signal=TERM 77\n"
+    # one that has ended does not let the others wait until the time is up
+    assert {"--wait=60", "--cpus-per-task=8"} == set((tmp_path / "srun").read_text().split())
+
+
+@pytest.mark.parametrize(("script", "seconds"), [("train", 120), ("train-multinode", 300)])
+def test_the_warning_comes_to_the_script_before_the_end_and_the_job_may_be_requeued(script, seconds):
+    options = {line.split()[1] for line in SCRIPTS[script].read_text().splitlines() if line.startswith("#SBATCH ")}
+    assert {f"--signal=B:USR1@{seconds}", "--requeue", "--open-mode=append"} <= options

@@ -1,0 +1,208 @@
+"""One process's share of a run: from a checkpoint, or from the start, to the end or an interrupt."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hinny.checkpoint import Saver, fingerprint, latest, load
+from hinny.config import Recipe
+from hinny.data.ahead import Ahead
+from hinny.data.folder import record_name
+from hinny.data.mix import Batch, Stream
+from hinny.errors import CheckpointError, DataError, TrainingError
+from hinny.parallel.initial import init_weights
+from hinny.parallel.mesh import Mesh
+from hinny.run import Run, environment
+from hinny.train.build import build, check
+from hinny.train.heldout import HeldOut
+from hinny.train.interrupt import Interrupt
+from hinny.train.metrics import Meter, peak_memory, seconds_at_peak
+from hinny.train.optim import make_optimizer
+from hinny.train.processes import Together
+from hinny.train.resume import check_tokenizer, converted
+from hinny.train.step import Step, Stepper
+from hinny.train.trace import Trace
+from hinny.train.writers import Writer
+
+Progress = Callable[[dict[str, Any]], None]
+
+log = logging.getLogger("hinny.train")
+
+
+class Session:
+    """Trains `recipe` in `run` on `device`, together with the other processes of the mesh if there are any.
+
+    meta: meta.json of the checkpoint to go on from, None for a new run. The first process writes the records.
+    """
+
+    def __init__(self, run: Run, recipe: Recipe, meta: dict[str, Any] | None, device: torch.device,
+                 together: Together) -> None:
+        config = recipe.train
+        self.run, self.recipe, self.device, self.together = run, recipe, device, together
+        self.mesh = Mesh(recipe.parallel, device.type)
+        check(recipe, self.mesh, device)
+        self.stream = Stream(recipe.data, seq_len=config.seq_len, batch_size=config.batch_size, seed=config.seed,
+                             vocab_size=recipe.model.vocab_size, steps=config.steps)
+        self._check_data(meta)
+        accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+        if accelerator is not None:
+            torch.cuda.reset_peak_memory_stats(device)
+        objective, pipeline = build(recipe, self.mesh, device)
+        self.stepper = Stepper(recipe, objective, make_optimizer(objective.model, recipe.optim), device, self.mesh,
+                               pipeline)
+        if meta is None:
+            init_weights(objective, config.seed)
+        else:
+            load(run, objective.model, None if converted(meta) else self.stepper.optimizer, group=together.group)
+        self.held_out = HeldOut(recipe, self.mesh) if config.eval_every is not None else None
+        self.step = 0 if meta is None else int(meta["step"])
+        at_peak = seconds_at_peak(recipe, accelerator)
+        self.meter = Meter(tokens_per_step=config.batch_size * config.seq_len, steps=config.steps,
+                           seconds=0.0 if meta is None else meta["seconds"],
+                           seconds_at_peak=None if at_peak is None else at_peak / self.mesh.world)
+        self.saver = Saver(run, together.group)
+        self.writers: list[Writer] = []
+        self._recorded, self._recorded_step = time.monotonic(), self.step
+        together.first(lambda: self._write_start(accelerator, resumed=meta is not None))
+
+    def _check_data(self, meta: dict[str, Any] | None) -> None:
+        prints = self.together.each(lambda: self.stream.fingerprint)
+        if odd := [rank for rank, found in enumerate(prints) if found != prints[0]]:
+            raise DataError(f"the data of rank {odd[0]} are not those of rank 0: fingerprint {prints[odd[0]][:12]} and "
+                            f"{prints[0][:12]}. Give all processes the same data.")
+        if meta is not None and converted(meta):
+            check_tokenizer(self.run, Path(next(iter(self.recipe.data.folders))))
+        elif meta is not None and meta["data_fingerprint"] != self.stream.fingerprint:
+            folders = ", ".join(self.recipe.data.folders)
+            raise CheckpointError(
+                f"the data of {folders} are not those of the checkpoint in {self.run.path}: fingerprint "
+                f"{meta['data_fingerprint'][:12]} → {self.stream.fingerprint[:12]}. Give the data that the run "
+                "began with, or use another run directory.")
+
+    def _write_start(self, accelerator: str | None, *, resumed: bool) -> None:
+        threads = torch.get_num_threads()
+        if resumed and (before := self.run.env["threads"]) != threads:
+            log.warning("the run had %d threads and has %d now: sums may round differently from here on.",
+                        before, threads)
+        self.run.write_recipe(self.recipe)
+        self.run.write_env(environment(device=self.device.type, seed=self.recipe.train.seed, threads=threads,
+                                       data_fingerprint=self.stream.fingerprint, accelerator=accelerator),
+                           resumed=resumed)
+        self.run.keep_metrics(self.step)
+        self._adopt_data()
+        log.info("%s: from step %d to %d on %s.", self.run.path, self.step, self.recipe.train.steps,
+                 self.device.type if self.mesh.world == 1 else f"{self.mesh.world} x {self.device.type}")
+
+    def _adopt_data(self) -> None:
+        """Keep what the run is trained on: the tokenizer, data.json of every folder; say how often it sees each."""
+        folders = [Path(folder) for folder in self.recipe.data.folders]
+        self.run.adopt(*folders[0].glob("tokenizer.*"))
+        for k, folder in enumerate(folders):
+            self.run.adopt(folder / "data.json", name=record_name(k))
+        for name, epochs in self.stream.epochs.items():
+            log.info("%s: %.2f epochs in %d steps.", name, epochs, self.recipe.train.steps)
+
+    def go(self, interrupt: Interrupt, progress: Progress | None, trace: Trace) -> None:
+        """Train until the last step, or until the step in which `interrupt` is asked for on any process; save."""
+        config = self.recipe.train
+        with self.saver, Ahead(self._batch, self.step, config.steps) as batches:
+            stop = self._agree(interrupt)
+            while self.step < config.steps and not stop:
+                with trace.step(self.step + 1):
+                    done = self._timed_step(batches)
+                last = self.step == config.steps
+                self._write(done, last=last)
+                if self.step % config.save_every == 0 or last:
+                    self._save()
+                if progress is not None:
+                    progress({"step": self.step, "steps": config.steps, "loss": done.loss,
+                              **self.meter.speed(), "seconds_left": self.meter.seconds_left(self.step),
+                              **peak_memory(self.device)})
+                stop = self._agree(interrupt)
+            if 0 < self.step < config.steps:
+                self._save()
+        if 0 < self.step < config.steps:
+            log.info("saved at step %d; run the same command to go on.", self.step)
+
+    def _agree(self, interrupt: Interrupt) -> bool:
+        """Whether any process was asked to stop; tells of a checkpoint that all have finished."""
+        stop, saving = self.together.any(interrupt.asked, not self.saver.done)
+        self.saver.poll(not saving)
+        return stop
+
+    def _batch(self, step: int) -> Batch:
+        ranks = self.mesh.size("replicate", "shard")
+        rows = self.recipe.train.batch_size // ranks
+        first = self.mesh.index("replicate", "shard") * rows
+        return self.stream.batch(step, range(first, first + rows))
+
+    def _timed_step(self, batches: Ahead[Batch]) -> Step:
+        start = time.perf_counter()
+        batch = batches.get(self.step)
+        waited = time.perf_counter() - start
+        try:
+            done = self.stepper.step(self.step, batch)
+        except TrainingError as fault:
+            raise self._ended(str(fault)) from None
+        self.step += 1
+        self.meter.add(time.perf_counter() - start, waited)
+        return done
+
+    def _ended(self, fault: str) -> TrainingError:
+        """The error that ends the training, with the checkpoint to go back to."""
+        try:
+            self.saver.wait()
+        except CheckpointError as lost:
+            # no reason to hide the fault that came with it
+            log.error("%s", lost)
+        return TrainingError(f"{fault} The last good checkpoint: {latest(self.run) or 'none was saved yet'}.")
+
+    @property
+    def _tokens(self) -> int:
+        return self.step * self.meter.tokens_per_step
+
+    def _write(self, done: Step, *, last: bool) -> None:
+        """The records of this step, if it has any."""
+        config = self.recipe.train
+        late = config.log_seconds is not None and time.monotonic() - self._recorded >= config.log_seconds
+        if config.log_seconds is not None:
+            # no two clocks agree, and all make the record or none
+            (late,) = self.together.any(late)
+        if self.step % config.log_every == 0 or late or last:
+            steps = self.step - self._recorded_step
+            self._recorded, self._recorded_step = time.monotonic(), self.step
+            z_loss = {} if done.z_loss is None else {"z_loss": done.z_loss}
+            speed = self.meter.record()
+            self._log({"step": self.step, "tokens": self._tokens, "loss": done.loss, **z_loss, "lr": done.lr,
+                       "grad_norm": done.grad_norm, **speed, **self.together.slowest(speed["data_seconds"], steps),
+                       **peak_memory(self.device)})
+        if self.held_out is not None and config.eval_every and (self.step % config.eval_every == 0 or last):
+            losses = self.held_out.record(self.stepper)
+            if not all(map(math.isfinite, losses.values())):
+                raise self._ended(f"step {self.step}: held_out_loss is {losses['held_out_loss']} with the weights that "
+                                  "this step made; they are not saved.")
+            self._log({"step": self.step, "tokens": self._tokens, **losses})
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.mesh.rank > 0:
+            return
+        self.run.log(record)
+        for writer in self.writers:
+            writer.write(record)
+
+    def _save(self) -> None:
+        keep_every = self.recipe.train.keep_every
+        # a checkpoint promises the records up to it, which are written before it
+        self.saver.start(self.step, self.stepper.objective.model, self.stepper.optimizer,
+                         {"tokens": self._tokens, "seconds": self.meter.seconds,
+                          "data_fingerprint": self.stream.fingerprint,
+                          "recipe_fingerprint": fingerprint(self.recipe),
+                          "recipe": self.recipe.model_dump(mode="json")},
+                         keep=keep_every is not None and self.step % keep_every == 0)
