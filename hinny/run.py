@@ -224,6 +224,9 @@ def command_line() -> str:
     """This process's command as a shell line, without the folder that the program lies in."""
     program = Path(sys.argv[0])
     start = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name or "python"]
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and program.name == "__main__.py":
+        ranks = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+        start = ["torchrun", "--nproc-per-node", ranks, *start[1:]]
     return shlex.join([*start, *sys.argv[1:]])
 
 

@@ -47,6 +47,11 @@ class MambaSSM:
         """`ops.ssd` with softplus; y, and the final state if asked for."""
         return self._ssd(x, dt, A, B, C, chunk_len, D=D, dt_bias=dt_bias, dt_softplus=True, return_final_states=final)
 
+    @property
+    def chunk_scan(self) -> Any:
+        """Its own function for `ops.ssd`, with its own arguments."""
+        return self._ssd
+
     def gated_rms_norm(self, x: Tensor, z: Tensor, weight: Tensor, eps: float, group_size: int) -> Tensor:
         """`ops.gated_rms_norm`: the gate before the norm."""
         return self._norm(x, weight, None, z=z, eps=eps, group_size=group_size, norm_before_gate=False)

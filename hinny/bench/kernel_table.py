@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ def read_rows(file: Path) -> list[Row]:
     return found
 
 
-def merge_rows(file: Path, rows: Sequence[Row]) -> None:
-    """Writes rows into the file, each in the place of the one with its name and shape, or behind all others."""
-    merged = {_key(r): r for r in read_rows(file)} | {_key(r): r for r in rows}
+def merge_rows(file: Path, rows: Sequence[Row], key: Callable[[Row], object] | None = None) -> None:
+    """Writes rows into the file, each in the place of the one with its `key`, its name and shape without one, or behind
+    all others.
+    """
+    key = _key if key is None else key
+    merged = {key(r): r for r in read_rows(file)} | {key(r): r for r in rows}
     write_atomically(file, json.dumps(list(merged.values()), indent=1, allow_nan=False) + "\n")
 
 

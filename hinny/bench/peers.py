@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hinny import pattern
+from hinny import ops, pattern
+from hinny.bench.kernel_peers import find_peer
 from hinny.config import ModelConfig
 from hinny.errors import BackendError, ConfigError
 from hinny.model import Model
@@ -54,6 +55,34 @@ def transformers_twin(model: Model) -> nn.Module:
     assert not missing, missing
     assert not unexpected, unexpected
     return twin
+
+
+def on_kernels(twin: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
+    """`twin` on a GPU, in training mode, with the fastest kernels that it takes, and what they are.
+
+    For layers of Mamba-2 these are mamba_ssm's Triton kernels for the scan and the gated norm, if they are there, and
+    our convolution in place of causal_conv1d, which must be compiled where it runs. transformers itself looks for both
+    packages when it is imported, and takes neither if their compiled parts are missing.
+    """
+    twin = twin.to(device).train()
+    mixers = [module for module in twin.modules() if type(module).__name__.endswith("Mamba2Mixer")]
+    if not mixers:
+        return twin, ""
+    peer = find_peer("mamba_ssm")
+    module = importlib.import_module(type(mixers[0]).__module__)
+
+    def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Any = None, **_: Any) -> Tensor:
+        return ops.causal_conv(x.transpose(1, 2), weight, bias, activation=activation)[0].transpose(1, 2)
+
+    def gated(self: Any, x: Tensor, gate: Tensor) -> Tensor:
+        return peer.gated_rms_norm(x, gate, self.weight, self.variance_epsilon, self.group_size)
+
+    module.causal_conv1d_fn = convolution  # type: ignore[attr-defined]
+    module.mamba2_chunk_scan = peer.chunk_scan  # type: ignore[attr-defined]
+    for mixer in mixers:
+        norm: Any = mixer.norm
+        norm.forward = gated.__get__(norm)
+    return twin, f" with {peer.name}'s scan and norm, hinny's convolution"
 
 
 def _refuse(wrong: bool, what: str) -> None:

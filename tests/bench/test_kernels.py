@@ -19,7 +19,7 @@ import torch
 from hinny import ops
 from hinny.bench import bench, gpu_clock, kernel_check, kernel_peers, kernels
 from hinny.bench.gpu_clock import Roofs, Timing
-from hinny.bench.kernel_cases import Case, all_cases, conv, decode, loss, norm, scan, ssd
+from hinny.bench.kernel_cases import Case, all_cases, conv, decode, loss, norm, scan, ssd, transformer
 from hinny.bench.kernel_cases.case import Draw, Outputs
 from hinny.bench.kernel_check import check, results_of
 from hinny.bench.kernel_table import read_rows, render_table
@@ -33,7 +33,10 @@ SMALL = [
     ssd.prefill_case(SIZES, 4),
     *(build(backward=backward, **sizes) for backward in (False, True) for build, sizes in (
         (conv.conv_case, dict(b=2, t=9, ch=12)), (norm.gated_case, dict(rows=5, d=12, group_size=6)),
-        (norm.plain_case, dict(rows=5, d=12)), (scan.scan_case, dict(b=2, t=9, d=6, n=4)))),
+        (norm.plain_case, dict(rows=5, d=12)), (scan.scan_case, dict(b=2, t=9, d=6, n=4)),
+        (transformer.rope_case, dict(b=2, t=9, h=3, p=8, rope_dim=4)),
+        *((build, dict(rows=5, d=12)) for build in (transformer.layer_norm_case, transformer.relu2_case,
+                                                    transformer.swiglu_case)))),
     *(loss.loss_case(rows=5, d=6, v=11, training=training) for training in (False, True)),
     decode.update_case(STEP, "fp32"), decode.update_case(STEP, "bf16"),
     decode.update_case(STEP, "fp16", stochastic=True), decode.replay_case(STEP, "fp32"), decode.mixer_case(STEP)]
