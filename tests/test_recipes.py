@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hinny
-from hinny import counts
+from hinny import counts, memory
 from hinny.config import Recipe, find, load_recipe, read_toml, shipped_names, to_toml, validate
 from hinny.model import Model
 
@@ -107,3 +107,23 @@ def test_the_840m_hybrid_is_the_released_example() -> None:
 
 def test_recipes_load_by_name_from_the_package() -> None:
     assert hinny.load_recipe("tiny-hybrid").model.pattern.count("*") >= 1
+
+
+@pytest.mark.parametrize("family", ["mamba2", "transformer"])
+def test_the_runs_on_fewer_tokens_are_those_of_the_paper(family: str) -> None:
+    """The same model and settings as 8b-mamba's training, which the paper ran on 1.1T tokens alone."""
+    ours, longer, mamba = (load_recipe(name) for name in (f"8b-{family}-1100b", f"8b-{family}", "8b-mamba"))
+    assert ours.model == longer.model
+    assert (ours.optim, ours.train, ours.data) == (mamba.optim, mamba.train, mamba.data)
+    assert ours.train.steps * ours.train.batch_size * ours.train.seq_len == pytest.approx(1.1e12, rel=1e-6)
+    assert longer.train.steps * longer.train.batch_size * longer.train.seq_len == pytest.approx(3.5e12, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("8b-", "840m-", "130m-"))])
+def test_a_recipe_fits_on_the_gpus_that_it_is_for(name: str) -> None:
+    """8B over 16 of 80 GB, the smaller ones on one."""
+    recipe = load_recipe(name)
+    devices = 16 if name.startswith("8b-") else 1
+    assert memory.training(recipe, int(0.9 * 80e9), devices)["fits"]
+    assert recipe.train.batch_size % (recipe.train.micro_batch_size * devices) == 0
+    assert recipe.train.cuda_graphs == (devices == 1)
