@@ -16,25 +16,30 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "pattern"},
     "counts": {"errors", "config", "pattern"},
     "predict": {"errors", "config", "pattern", "counts"},
+    "memory": {"errors", "config", "pattern", "counts"},
     "run": {"errors", "config", "pattern"},
     "tokenizer": {"errors", "config", "pattern"},
-    "show": {"errors", "config", "pattern", "counts", "predict", "verb"},
+    "show": {"errors", "config", "pattern", "counts", "predict", "memory", "verb"},
     "layers": {"errors", "config", "state", "ops"},
     "model": {"errors", "config", "pattern", "state", "layers"},
+    "objective": {"ops", "model"},
+    "parallel": {"errors", "config", "pattern", "ops", "state", "layers", "model", "objective"},
     "data": {"errors", "config", "tokenizer"},
-    "checkpoint": {"errors", "config", "pattern", "run", "tokenizer", "model"},
-    "train": {"errors", "config", "counts", "predict", "run", "ops", "model", "data", "checkpoint", "verb"},
+    "checkpoint": {"errors", "config", "pattern", "run", "tokenizer", "model", "parallel"},
+    "train": {"errors", "config", "counts", "predict", "run", "ops", "model", "objective", "parallel", "data",
+              "checkpoint", "verb"},
     "infer": {"errors", "config", "state", "ops", "model", "checkpoint", "tokenizer", "run"},
     "evals": {"errors", "config", "run", "data", "checkpoint", "infer"},
-    "bench": {"errors", "config", "pattern", "counts", "predict", "run", "ops", "state", "model", "train", "infer",
-              "verb"},
+    "bench": {"errors", "config", "pattern", "counts", "predict", "memory", "run", "ops", "state", "model", "parallel",
+              "data", "train", "infer", "verb"},
     "tune": {"errors", "run", "ops", "bench", "verb"},
     "study": {"errors", "config", "pattern", "counts", "predict", "run", "verb"},
     "progress": set(),
 }
 """Room → rooms that it may import. The command line, `cli`, may import any of them."""
 
-NO_TORCH = ["errors", "config", "pattern", "counts", "predict", "run", "tokenizer", "show", "study", "progress", "cli"]
+NO_TORCH = ["errors", "config", "pattern", "counts", "predict", "memory", "run", "tokenizer", "show", "study",
+            "progress", "cli"]
 
 
 def _imports(file: Path) -> set[str]:
