@@ -15,13 +15,11 @@ from hinny.memory.training import PARTS, Plan, peak
 
 __all__ = ["PARTS", "Plan", "peak", "plan", "training"]
 
-MOST_SHARDS = 2 ** 16
-
 
 def plan(recipe: Recipe, devices: int | None = None, shards: int | None = None) -> Plan:
     """The recipe's plan for so many devices, as many as [parallel] says if None; or for so many shards.
 
-    Raises ConfigError where the devices are not the product of the sizes.
+    Raises ConfigError where the devices are not the product of the sizes, or cannot share batch or sequences equally.
     """
     if devices is not None and devices < 1:
         raise ConfigError(f"devices is {devices}; it must be at least 1.")
@@ -36,6 +34,13 @@ def plan(recipe: Recipe, devices: int | None = None, shards: int | None = None) 
         raise ConfigError(f"parallel.pipeline is {sizes['pipeline']}, but model.pattern has {stages} stages: cut it "
                           "with `|`, or set parallel.pipeline to their number.")
     ranks = sizes["replicate"] * sizes["shard"]
+    if devices is not None and train.batch_size % (train.micro_batch_size * ranks):
+        raise ConfigError(f"train.batch_size ({train.batch_size}) must be a multiple of train.micro_batch_size "
+                          f"({train.micro_batch_size}) x {ranks} ranks that see different sequences; on {devices} "
+                          "devices no such training can be.")
+    if (parts := sizes["context"] * sizes["tensor"]) > 1 and train.seq_len % parts:
+        raise ConfigError(f"train.seq_len ({train.seq_len}) must be a multiple of parallel.context "
+                          f"({sizes['context']}) x parallel.tensor ({sizes['tensor']}) = {parts}.")
     return Plan(sizes=sizes, seq_len=train.seq_len, micro_batch=train.micro_batch_size,
                 micro_batches=-(-train.batch_size // (train.micro_batch_size * ranks)),
                 width=2 if train.precision == "bf16" else 4, recompute=parallel.recompute,
@@ -59,15 +64,10 @@ def training(recipe: Recipe, usable: int, devices: int | None = None) -> dict[st
 
 
 def _needed(recipe: Recipe, usable: int, others: int) -> int | None:
-    def fits(shards: int) -> bool:
-        return bool(peak(recipe.model, plan(recipe, shards=shards))["memory_bytes"] <= usable)
-
-    if fits(1):
-        return others
-    if not fits(MOST_SHARDS):
-        return None
-    low, high = 1, MOST_SHARDS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high * others
+    """The smallest number of devices that fits, among those that can share the batch; `others` do not shard."""
+    each = recipe.train.micro_batch_size * recipe.parallel.replicate
+    most = recipe.train.batch_size // each if recipe.train.batch_size % each == 0 else 0
+    for shards in (number for number in range(1, most + 1) if most % number == 0):
+        if peak(recipe.model, plan(recipe, shards=shards))["memory_bytes"] <= usable:
+            return shards * others
+    return None

@@ -165,7 +165,12 @@ def test_the_smallest_number_of_devices_that_fits_is_found() -> None:
     needed = found["devices_needed"]
     assert found["fits"] is False
     assert memory.training(recipe, H100_BYTES, needed)["fits"] is True
-    assert memory.training(recipe, H100_BYTES, needed - 1)["fits"] is False
+    # the next smaller number that can share a batch of 1024 sequences
+    assert memory.training(recipe, H100_BYTES, needed // 2)["fits"] is False
+    with pytest.raises(ConfigError, match=r"train\.batch_size \(1024\) must be a multiple of .* x 3 ranks"):
+        memory.training(recipe, H100_BYTES, 3)
+    with pytest.raises(ConfigError, match=r"train\.seq_len \(4096\) must be a multiple of .* = 3"):
+        memory.training(load_recipe("8b-hybrid", ["parallel.context=3"]), H100_BYTES)
     assert memory.training(load_recipe("8b-hybrid", ["train.seq_len=131072"]), H100_BYTES)["devices_needed"] is None
 
 
