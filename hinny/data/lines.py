@@ -107,9 +107,10 @@ class JSONLines(Source):
 
 def text_of_line(line: bytes, field: str, where: Callable[[], str]) -> bytes:
     """The text of one line, as UTF-8; DataError, with the line's name, if there is none."""
+    text = decode(line, where)
     try:
-        record = json.loads(decode(line, where))
-    except json.JSONDecodeError as fault:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as fault:  # also numbers too long and nesting too deep for Python
         raise DataError(f"{where()}: not JSON: {fault}. Each line must be one JSON object.") from None
     if not isinstance(record, dict):
         raise DataError(f"{where()}: a JSON {type(record).__name__}, expected an object with field {field!r}.")

@@ -65,6 +65,7 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
     Raises DataError for text that cannot be used and for a folder that holds something else.
     """
     report = progress or (lambda stage, share: None)
+    out = os.path.abspath(out)  # "." has no name to put parts beside
     hub = {"hf_config": hf_config, "hf_split": hf_split, "hf_rows": hf_rows, "stream": stream or None}
     if megatron is not None:
         idle = {"text": text, "jsonl": jsonl, "field": field, "hf": hf, **hub, "vocab_size": vocab_size,

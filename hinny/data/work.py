@@ -56,16 +56,22 @@ class Work:
     def _take_lock(self) -> IO[bytes]:
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / "lock", "ab")  # noqa: SIM115  closed by _unlock
+            try:
+                lock = open(self.path / "lock", "ab")  # noqa: SIM115  closed by _unlock
+            except FileNotFoundError:  # whoever had the folder has removed it just now
+                continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.close()
                 raise DataError(f"{self._out} is being prepared by another process, which holds {self.path}; wait for "
                                 "it, or name another folder.") from None
-            # whoever had it before may have removed the folder in between
-            if (self.path / "lock").exists():
-                return lock
+            # whoever had it before may have removed the folder in between, and another may have made it anew
+            try:
+                if os.path.samestat(os.fstat(lock.fileno()), os.stat(self.path / "lock")):
+                    return lock
+            except FileNotFoundError:
+                pass
             lock.close()
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, tb: TracebackType | None) -> None:

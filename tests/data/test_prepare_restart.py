@@ -6,9 +6,11 @@ import gzip
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -283,3 +285,29 @@ def test_a_fault_of_the_text_ends_all_workers_and_leaves_nothing(lines, tmp_path
 def test_a_number_of_workers_below_one_is_refused(lines, tmp_path) -> None:
     with pytest.raises(ConfigError, match="workers is 0; it is a number of processes, at least 1"):
         prepare(tmp_path / "d", jsonl=lines, **OPTIONS, workers=0)
+
+
+def test_a_folder_that_was_made_anew_is_held_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the lock and taking it: the first holder removes the folder, a third makes and locks it anew."""
+    flock, third = work.fcntl.flock, []
+
+    def race(lock: Any, flags: int) -> None:
+        if not third:
+            shutil.rmtree(tmp_path / ".out.parts")
+            (tmp_path / ".out.parts").mkdir()
+            third.append(open(tmp_path / ".out.parts" / "lock", "ab"))  # noqa: SIM115  closed below
+            flock(third[0], flags)
+        flock(lock, flags)
+
+    monkeypatch.setattr(work.fcntl, "flock", race)
+    with pytest.raises(DataError, match="being prepared by another process"), work.Work(tmp_path / "out", {}):
+        pass
+    third[0].close()
+
+
+def test_the_folder_at_hand_may_be_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text("one two three " * 500)
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    prepare(".", text=[tmp_path / "text.txt"], tokenizer="bytes")
+    assert (tmp_path / "data" / "data.json").is_file()
