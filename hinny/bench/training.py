@@ -22,7 +22,7 @@ from hinny.bench.gpu_clock import measure_roofs
 from hinny.bench.kernel_cases.case import shape_text
 from hinny.bench.kernel_table import merge_rows, read_rows
 from hinny.bench.peers import on_kernels, transformers_twin
-from hinny.bench.training_table import key, render_training
+from hinny.bench.training_table import key, options_of, render_training
 from hinny.config import Recipe, load_recipe
 from hinny.data.mix import Batch, Stream
 from hinny.errors import BackendError, ConfigError
@@ -76,12 +76,20 @@ def bench_train(recipe: str, *, steps: int = 5, batch: int | None = None, micro_
             raise ConfigError(f"steps ({steps}), batch ({batch}), micro_batches ({micro_batches}) and length ({length})"
                               " must be 1 or more.")
         mesh = Mesh(loaded.parallel, device.type)
+        if data is not None and loaded.data.blend is not None:
+            raise ConfigError(f"data {data!r} names one folder, but data.blend of the recipe names "
+                              f"{len(loaded.data.blend)}; remove one of the two.")
         if against and mesh.world > 1:
             raise ConfigError("against transformers is timed on one process; drop against.")
+        if against and loaded.optim.z_loss is not None:
+            raise ConfigError(f"against transformers has no optim.z_loss ({loaded.optim.z_loss}); remove it.")
         timed = _resized(loaded, mesh, steps, batch, micro_batches, length, precision)
+        # the shape tells of [parallel] and [train]; other changes make another variant of the recipe
+        changes = [change for change in overrides if not change.startswith(("parallel.", "train."))]
+        timed = timed.model_copy(update={"name": " ".join([loaded.name, *changes])})
         ours = _Ours(timed, mesh, device, data)
         if against and device.type == "cpu":
-            rows = _beside_on_cpu(ours, steps)
+            rows = _beside_on_cpu(ours, steps, data)
         else:
             found = ours.timed(steps)
             peer = _beside_on_gpu(timed, ours, steps) if against else None
@@ -177,8 +185,7 @@ def _rows(recipe: Recipe, mesh: Mesh, device: torch.device, found: _Timed, data:
     sizes = {dim: size for dim, size in mesh.sizes.items() if size > 1}
     shape = shape_text(batch=train.micro_batch_size, micro_batches=train.batch_size // train.micro_batch_size
                        // mesh.size("replicate", "shard"), length=train.seq_len, precision=train.precision, **sizes,
-                       **({} if recipe.parallel.recompute is None else {"recompute": recipe.parallel.recompute}),
-                       data="random" if data is None else "shards",
+                       **options_of(recipe), data="random" if data is None else "shards",
                        **({"threads": torch.get_num_threads()} if name is None else {"gpus": mesh.world}))
     more: dict[str, Any] = {"shape": shape, "device": name}
     speeds = [tokens / s for s in found.seconds]
@@ -209,17 +216,25 @@ def _product_rate(device: torch.device) -> float:
         return measure_roofs(device).flops_per_s
 
 
-def _beside_on_cpu(ours: _Ours, steps: int) -> list[dict[str, Any]]:
+def _check_same_work(batch: Batch) -> None:
+    """The twin reads a row as one document and counts every target."""
+    if batch.segments is not None or not batch.mask.all():
+        raise ConfigError('against transformers needs data whose documents see each other and whose targets all count: '
+                          'set data.boundaries = "leak" and nothing that leaves targets out, or drop data.')
+
+
+def _beside_on_cpu(ours: _Ours, steps: int, data: str | None) -> list[dict[str, Any]]:
     """Both sides in turn, after the logits of one sequence are found alike."""
     model = ours.stepper.objective.model
     batch = ours.batch(0)
+    _check_same_work(batch)
     tokens = torch.from_numpy(np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1))
     twin = transformers_twin(model)
     _check(model, twin, tokens)
     seconds = in_turn([ours.step, _twin_step(twin, tokens)], repeats=steps)
     nothing: list[float] = []
     peer = (f"transformers {version('transformers')} {type(twin).__name__}", _Timed(seconds[1], nothing, 0))
-    return _rows(ours.recipe, ours.mesh, ours.device, _Timed(seconds[0], nothing, 0), None, peer)
+    return _rows(ours.recipe, ours.mesh, ours.device, _Timed(seconds[0], nothing, 0), data, peer)
 
 
 def _beside_on_gpu(recipe: Recipe, ours: _Ours, steps: int) -> tuple[str, _Timed]:
@@ -228,6 +243,8 @@ def _beside_on_gpu(recipe: Recipe, ours: _Ours, steps: int) -> tuple[str, _Timed
     model = Model(recipe.model)
     model.init_weights(recipe.train.seed)
     batches = [ours.batch(step) for step in range(steps + WARM_UP)]
+    for batch in batches:
+        _check_same_work(batch)
     ours.stepper.objective.load_state_dict({f"model.{k}": v.to(device) for k, v in model.state_dict().items()})
     expected = ours.stepper.loss_sum(batches[0]).item() / batches[0].mask.sum()
     twin, kernels = on_kernels(transformers_twin(model), device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hinny.bench.kernel_table import Row
+from hinny.config import Recipe
 
 HEAD = """\
 # Training, timed
@@ -23,6 +24,14 @@ first and the last step.
 def key(row: Row) -> tuple[str, str, str]:
     """What makes two rows the same figure, of which the newer one stays."""
     return row["what"], row["variant"], row["shape"]
+
+
+def options_of(recipe: Recipe) -> dict[str, object]:
+    """What of [parallel] and [train] makes another figure, beside the sizes of mesh and batch."""
+    parallel = recipe.parallel
+    given = {"recompute": parallel.recompute, "schedule": parallel.schedule, "compile": parallel.compile,
+             "float8": parallel.float8, "cuda_graphs": recipe.train.cuda_graphs}
+    return {name: "".join(value) if isinstance(value, list) else value for name, value in given.items() if value}
 
 
 def render_training(rows: Sequence[Row]) -> str:

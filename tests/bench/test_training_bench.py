@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hinny.bench import bench
-from hinny.bench.training_table import render_training
+from hinny.bench.training_table import key, render_training
 from hinny.cli import app
 from hinny.errors import ConfigError
 
@@ -40,7 +40,7 @@ def test_figures_in_a_file_are_replaced_by_the_same_figures_alone(tmp_path: Path
     rows = json.loads(file.read_text())
     assert [row["what"] for row in rows] == ["train", "train.loss"] * 2
     assert page.read_text() == render_training(rows)
-    assert page.read_text().count("| tiny-hybrid |") == 2
+    assert page.read_text().count("| tiny-hybrid model.d_model=32 ") == 2
 
 
 def test_a_file_of_something_else_is_refused_before_anything_is_timed(tmp_path: Path) -> None:
@@ -57,6 +57,31 @@ def test_a_file_of_something_else_is_refused_before_anything_is_timed(tmp_path: 
 def test_options_act_or_raise(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         _bench(**options)
+
+
+def test_what_makes_another_figure_is_in_its_name_or_shape(byte_data: Path) -> None:
+    def named(*more: str) -> tuple[str, str]:
+        (row, _) = _bench(*more, steps=1)
+        return row["variant"], row["shape"]
+
+    plain, recomputed, smaller = named(), named('parallel.recompute=["M"]'), named("model.mlp.d_ff=32")
+    assert len({key({"what": "train", "variant": variant, "shape": shape}) for variant, shape in
+                (plain, recomputed, smaller)}) == 3
+    assert "recompute=M" in recomputed[1]
+    assert smaller[0].endswith(" model.mlp.d_ff=32")
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ("optim.z_loss=0.1", "has no optim.z_loss"), ('data.boundaries="reset"', "documents see each other")])
+def test_a_peer_that_would_do_other_work_is_refused(byte_data: Path, change: str, said: str) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(ConfigError, match=said):
+        _bench(change, against="transformers", data=str(byte_data))
+
+
+def test_one_folder_in_place_of_a_blend_is_refused(byte_data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.blend of the recipe names 2"):
+        _bench(f'data.blend={{"{byte_data}"=1.0, "/elsewhere"=1.0}}', data=str(byte_data))
 
 
 def test_an_override_acts() -> None:
