@@ -8,7 +8,6 @@ from hinny.config import ParallelConfig
 from hinny.objective import Objective
 from hinny.parallel.compiled import apply_compile
 from hinny.parallel.context import apply_context
-from hinny.parallel.float8 import apply_float8
 from hinny.parallel.fsdp import apply_fsdp
 from hinny.parallel.mesh import Mesh
 from hinny.parallel.recompute import apply_recompute
@@ -17,13 +16,12 @@ from hinny.parallel.tensor import apply_tensor
 
 def parallelize(objective: Objective, mesh: Mesh, config: ParallelConfig,
                 product_dtype: torch.dtype | None = None) -> None:
-    """Change `objective`, in place, as [parallel] says; it may be on meta, or one stage of a pipeline.
+    """Change `objective`, in place, as [parallel] says; it may be on meta, or one stage of a pipeline. What comes
+    before, float8 and the cut into stages, is the caller's.
 
     product_dtype: the type of matrix products where they run in another than the weights'.
     Raises ConfigError for sizes that do not fit the model.
     """
-    if config.float8:
-        apply_float8(objective, mesh.size("tensor"))
     if mesh.size("tensor") > 1:
         apply_tensor(objective, mesh)
     if mesh.size("context") > 1:

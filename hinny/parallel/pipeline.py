@@ -66,7 +66,7 @@ class Pipeline:
         self.mesh, self.device = mesh, device
         self._stage, self._stages = mesh.index("pipeline"), mesh.size("pipeline")
         self._rows = recipe.train.micro_batch_size
-        self._length = _local_length(recipe, mesh)
+        self._length = local_length(recipe, mesh)
         self._count = recipe.train.batch_size // (self._rows * mesh.size("replicate", "shard"))
         name = recipe.parallel.schedule or "1f1b"
         if name == "1f1b" and self._count < self._stages:
@@ -204,7 +204,7 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _local_length(recipe: Recipe, mesh: Mesh) -> int:
+def local_length(recipe: Recipe, mesh: Mesh) -> int:
     """Tokens of each sequence that this rank sees; ConfigError if ranks cannot share a sequence."""
     length, context, tensor = recipe.train.seq_len, mesh.size("context"), mesh.size("tensor")
     if length % (context * tensor):

@@ -10,8 +10,9 @@ from hinny.model import Model
 from hinny.objective import Objective
 from hinny.parallel.apply import parallelize
 from hinny.parallel.context import check_context
+from hinny.parallel.float8 import apply_float8
 from hinny.parallel.mesh import Mesh
-from hinny.parallel.pipeline import Pipeline, cut
+from hinny.parallel.pipeline import Pipeline, cut, local_length
 
 
 def build(recipe: Recipe, mesh: Mesh, device: torch.device) -> tuple[Objective, Pipeline | None]:
@@ -22,6 +23,9 @@ def build(recipe: Recipe, mesh: Mesh, device: torch.device) -> tuple[Objective, 
     product_dtype = torch.bfloat16 if recipe.train.precision == "bf16" else None
     with torch.device("meta"):
         objective = Objective(Model(recipe.model), recipe.optim.z_loss)
+    if recipe.parallel.float8:
+        # of the whole model: a stage may have no linear that fits
+        apply_float8(objective, mesh.size("tensor"))
     if mesh.size("pipeline") > 1:
         cut(objective, mesh)
     parallelize(objective, mesh, recipe.parallel, product_dtype)
@@ -41,6 +45,7 @@ def check(recipe: Recipe, mesh: Mesh, device: torch.device) -> None:
             f"({train.micro_batch_size}) x parallel.replicate ({mesh.size('replicate')}) x parallel.shard "
             f"({mesh.size('shard')}) = {train.micro_batch_size * ranks}: each of {ranks} ranks takes equal parts of a "
             "batch in whole micro-batches. Change one of them.")
+    local_length(recipe, mesh)
     check_context(recipe.model, train.seq_len, mesh)
     if train.cuda_graphs and (device.type != "cuda" or mesh.world > 1):
         where = f"{mesh.world} processes" if mesh.world > 1 else f"device {device.type}"

@@ -12,7 +12,7 @@ Losses = tuple[Tensor, Tensor]
 
 
 class Replayed:
-    """`run(*inputs)`, which adds to the gradients of `parameters` and returns their losses, as a replay.
+    """`run(*inputs)`, which adds to gradients and returns losses, as a replay.
 
     The first call records, so `run` must have run before, with kernels compiled and gradients there; every later one
     must have inputs of the same shapes. The results are overwritten by the next call. Gradients are zeroed, never

@@ -55,7 +55,9 @@ def _comparable(recipe: dict[str, Any]) -> dict[str, Any]:
 def check_sight(run: Run, recipe: Recipe, first: Recipe, meta: dict[str, Any] | None) -> None:
     """Refuses a process that has another recipe than the `first`, or does not see the checkpoint that it goes on from.
     """
-    mine, theirs = _comparable(recipe.model_dump(mode="json")), _comparable(first.model_dump(mode="json"))
+    # with the cuts into stages: by other cuts a layer would be trained twice, or by nobody
+    mine, theirs = (_comparable(one.model_dump(mode="json")) | {"pattern": one.model.pattern}
+                    for one in (recipe, first))
     # the data may lie elsewhere on another machine; they are compared by fingerprint
     if changed := differences(theirs, mine, ("data.path",)):
         key, (old, new) = next(iter(changed.items()))

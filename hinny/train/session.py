@@ -48,9 +48,7 @@ class Session:
         self.run, self.recipe, self.device, self.together = run, recipe, device, together
         self.mesh = Mesh(recipe.parallel, device.type)
         check(recipe, self.mesh, device)
-        self.stream = Stream(recipe.data, seq_len=config.seq_len, batch_size=config.batch_size, seed=config.seed,
-                             vocab_size=recipe.model.vocab_size, steps=config.steps)
-        self._check_data(meta)
+        self._open_data(meta)
         accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         if accelerator is not None:
             torch.cuda.reset_peak_memory_stats(device)
@@ -72,8 +70,15 @@ class Session:
         self._recorded, self._recorded_step = time.monotonic(), self.step
         together.first(lambda: self._write_start(accelerator, resumed=meta is not None))
 
-    def _check_data(self, meta: dict[str, Any] | None) -> None:
-        prints = self.together.each(lambda: self.stream.fingerprint)
+    def _open_data(self, meta: dict[str, Any] | None) -> None:
+        config = self.recipe.train
+
+        def opened() -> str:
+            self.stream = Stream(self.recipe.data, seq_len=config.seq_len, batch_size=config.batch_size,
+                                 seed=config.seed, vocab_size=self.recipe.model.vocab_size, steps=config.steps)
+            return self.stream.fingerprint
+
+        prints = self.together.each(opened)
         if odd := [rank for rank, found in enumerate(prints) if found != prints[0]]:
             raise DataError(f"the data of rank {odd[0]} are not those of rank 0: fingerprint {prints[odd[0]][:12]} and "
                             f"{prints[0][:12]}. Give all processes the same data.")

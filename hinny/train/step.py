@@ -85,7 +85,7 @@ class Stepper:
         counted = self._counted(batch)
         if counted == 0:
             raise TrainingError(f"no target of this batch counts in the loss: {batch.describe()}.")
-        divisor = torch.tensor(counted).to(self.device)
+        divisor = torch.full((), counted, device=self.device)
         self.objective.train()
         if self.pipeline is not None:
             total, z_loss = self.pipeline.step(self._micro_batches(batch), divisor)

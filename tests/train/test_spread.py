@@ -87,9 +87,25 @@ def _refused(folder: Path, data: str, recipe: Recipe) -> str:
 
 def test_a_batch_that_ranks_cannot_share_is_refused_with_the_numbers(recipe_of, data, tmp_path):
     recipe = recipe_of("-", batch_size=2, micro_batch_size=2)
-    for said in run_ranks(2, _refused, tmp_path, data, recipe):
+    odd = of(recipe_of("-", seq_len=31), tensor=2)
+    for said, length in zip(run_ranks(2, _refused, tmp_path, data, recipe), run_ranks(2, _refused, tmp_path, data, odd),
+                            strict=True):
         assert "train.batch_size (2) must be a multiple of train.micro_batch_size (2)" in said
         assert "parallel.shard (2) = 4" in said
+        assert "train.seq_len (31) must be a multiple of" in length
+    assert not list(tmp_path.glob("*/recipe.toml"))  # before anything was written
+
+
+def _cut_by_rank(folder: Path, data: str, recipes: list[Recipe]) -> str:
+    with pytest.raises(ConfigError) as refused:
+        train(recipes[dist.get_rank()], folder / "run", data=data)
+    return str(refused.value)
+
+
+def test_processes_that_would_cut_the_model_otherwise_are_refused(recipe_of, data, tmp_path):
+    recipes = [of(recipe_of(pattern, micro_batch_size=1), pipeline=2) for pattern in ("M|-*", "M-|*")]
+    for said in run_ranks(2, _cut_by_rank, tmp_path, data, recipes):
+        assert "different recipes: pattern is M|-* on the first and M-|* on another" in said
 
 
 def test_graphs_and_missing_processes_are_refused(recipe_of, data, tmp_path):
