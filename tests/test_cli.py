@@ -139,3 +139,16 @@ def test_the_module_is_the_command(trained_run: Run) -> None:
     done = subprocess.run([sys.executable, "-m", "hinny", "show", "tiny-mamba2", "--json"], capture_output=True,
                           text=True, check=True)
     assert json.loads(done.stdout)["pattern"].startswith("M")
+
+
+@pytest.mark.parametrize(("ranks", "said"), [
+    ({"WORLD_SIZE": "2"}, "hinny: no file"), ({"WORLD_SIZE": "2", "RANK": "1"}, "hinny: rank 1: no file")])
+def test_a_mistake_is_told_with_the_rank_where_there_are_several(ranks, said, monkeypatch, capsys):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["hinny", "show", "no-such-recipe"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith(said)

@@ -27,7 +27,8 @@ def main() -> None:
     try:
         app()
     except HinnyError as mistake:
-        rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        several = os.environ.get("WORLD_SIZE", "1") not in ("", "1") and "RANK" in os.environ
+        rank = f"rank {os.environ['RANK']}: " if several else ""
         print(f"hinny: {rank}{mistake}", file=sys.stderr)
         sys.exit(1)
 
