@@ -31,7 +31,7 @@ def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
     if not folders:
         raise ConfigError(f"{engine.run.path}: its recipe names no data.path, so there is no held-out text.")
     for place, folder in enumerate(folders):
-        _check_data(engine, folder, place)
+        check_data(engine, folder, place)
     return [found for folder in folders
             for found in _folder_rows(engine, options, folder, f" folder={folder}" if len(folders) > 1 else "")]
 
@@ -68,7 +68,7 @@ def _folder_rows(engine: Engine, options: EvalOptions, folder: str, suffix: str)
     return rows
 
 
-def _check_data(engine: Engine, path: str, place: int) -> None:
+def check_data(engine: Engine, path: str, place: int) -> None:
     """The folder at `path` may have been prepared anew since; the run keeps the data.json that it was trained with."""
     now, then = read_record(path)["fingerprint"], read_record(engine.run.path, place)["fingerprint"]
     if now != then:

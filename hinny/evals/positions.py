@@ -19,7 +19,7 @@ from hinny.data.sources import TextFiles
 from hinny.errors import ConfigError
 from hinny.evals.chain import Chain
 from hinny.evals.options import SEED, EvalOptions
-from hinny.evals.perplexity import _check_data
+from hinny.evals.perplexity import check_data
 from hinny.evals.synthetic.tokens import alphabet
 from hinny.infer.engine import Engine
 from hinny.infer.losses import TOKENS_AT_ONCE, losses
@@ -45,7 +45,7 @@ def joined(engine: Engine, options: EvalOptions, progress: Progress | None = Non
         raise ConfigError(f"{engine.run.path}: its recipe names no data.path, so there is no held-out text.")
     rows: Rows = []
     for place, path in enumerate(folders):
-        _check_data(engine, path, place)
+        check_data(engine, path, place)
         shard = DataFolder(path, engine.run.recipe.model.vocab_size).shard("heldout")
         most = min(shard.n_tokens, _sequences(options) * _length(engine, options) + 1)
         suffix = f" folder={path}" if len(folders) > 1 else ""

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Z = 1.96
-"""Standard deviations to either side of a 95 % interval."""
+from hinny.evals.intervals import Z, wilson
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ def mean(scores: Sequence[float]) -> Figure:
     value = math.fsum(scores) / n
     stderr = math.sqrt(math.fsum((score - value) ** 2 for score in scores) / (n - 1) / n) if n > 1 else None
     if all(score in (0, 1) for score in scores):
-        centre, half = value + Z * Z / (2 * n), Z * math.sqrt(value * (1 - value) / n + Z * Z / (4 * n * n))
-        return Figure(value, n, stderr, (centre - half) / (1 + Z * Z / n), (centre + half) / (1 + Z * Z / n))
+        return Figure(value, n, stderr, *wilson(math.fsum(scores), n))
     if stderr is None:
         return Figure(value, n, None, None, None)
     return Figure(value, n, stderr, max(0.0, value - Z * stderr), min(1.0, value + Z * stderr))
