@@ -41,18 +41,19 @@ WRITTEN = 128
 NEEDLE = "needle"
 """The case of one long prompt and what is written behind it."""
 
-REQUESTS_AT_ONCE = 4
+ITEMS, REQUESTS_AT_ONCE = 16, 4
 
 
-def bench_eval(recipe: str, *, only: Sequence[str] | None = None, items: int = 16, length: int | None = None,
-               batch: int = REQUESTS_AT_ONCE, steps: int = 1, precision: str | None = None, against: str | None = None,
+def bench_eval(recipe: str, *, only: Sequence[str] | None = None, items: int | None = None, length: int | None = None,
+               batch: int | None = None, steps: int = 1, precision: str | None = None, against: str | None = None,
                overrides: Sequence[str] = (), save: Path | None = None) -> list[dict[str, Any]]:
     """Seconds, tokens read and memory of an evaluation with a recipe's model and random weights.
 
     only       cases: choices, five-shot, distinct (hinny.bench.eval_items), needle: one prompt as long as RULER's, and
                128 tokens written; all but needle without it
-    items      questions of a case; length: of a prompt with its answer, 4096 without it, 131072 for needle
-    against    "lm-eval": its HFLM over transformers' twin with the same weights, `batch` requests at a time
+    items      questions of a case of scores, 16 without it; length: of a prompt of choices (4096) or needle (131072)
+               with its answer
+    against    "lm-eval": its HFLM over transformers' twin with the same weights, `batch` requests at a time (4)
     steps      times that each side is timed, after one pass that is not; precision: fp32 or bf16, bf16 on a GPU
     save       a JSON file: these rows take the place of the same figures in it, the others stay
     """
@@ -64,6 +65,12 @@ def bench_eval(recipe: str, *, only: Sequence[str] | None = None, items: int = 1
     if against and NEEDLE in cases:
         raise ConfigError("needle is timed without a peer: HFLM holds the logits of every position, "
                           "vocabulary x length; drop against or needle.")
+    acting = {"length": {"choices", NEEDLE} & {*cases}, "items": {*cases} - {NEEDLE}, "batch": against}
+    for name, value in (("length", length), ("items", items), ("batch", batch)):
+        if value is not None and not acting[name]:
+            raise ConfigError(f"{name} ({value}) has no effect on {', '.join(cases)}"
+                              f"{' without against' if name == 'batch' else ''}; drop it.")
+    items, batch = ITEMS if items is None else items, REQUESTS_AT_ONCE if batch is None else batch
     if min(items, batch, steps, 1 if length is None else length) < 1:
         raise ConfigError(f"items ({items}), batch ({batch}), steps ({steps}) and length ({length}) must be 1 or more.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

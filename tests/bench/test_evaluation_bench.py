@@ -77,6 +77,8 @@ def test_a_needle_is_read_and_written() -> None:
 @pytest.mark.parametrize(("options", "message"), [
     ({"only": ["choices", "riddles"]}, "known: choices"), ({"against": "vllm"}, "lm-eval"),
     ({"only": ["needle"], "against": "lm-eval"}, "without a peer"), ({"items": 0}, r"items \(0\)"),
+    ({"only": ["five-shot"], "length": 512}, "length \\(512\\) has no effect on five-shot"),
+    ({"only": ["needle"], "items": 2}, "items .* no effect"), ({"batch": 8}, "no effect .* without against"),
     ({"only": ["needle"], "length": 128}, "need more"), ({"precision": "fp8"}, "fp32 or bf16")])
 def test_what_cannot_be_timed_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
