@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from hinny.ops import backend
 
 
 class Live(TorchDispatchMode):
@@ -53,3 +59,14 @@ def products(live: Live) -> int:
     """Matrix products that ran."""
     aten = torch.ops.aten
     return sum(live.calls[op] for op in (aten.mm.default, aten.addmm.default))
+
+
+@contextmanager
+def kernels_on_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside, ops run their kernels' launchers on tensors that have shapes and types alone."""
+    monkeypatch.setattr(backend, "_no_kernels", lambda: "")
+    monkeypatch.setattr(backend, "_no_kernel_for", lambda device, dtype: "")
+    # the fixture of all tests that fills new memory would count its filling
+    torch.use_deterministic_algorithms(False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield

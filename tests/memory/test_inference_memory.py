@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
-from live_bytes import Live
-from torch._subclasses.fake_tensor import FakeTensorMode
+from live_bytes import Live, kernels_on_fake_tensors
 
 from hinny import memory
 from hinny.config import load_recipe
 from hinny.errors import ConfigError
 from hinny.infer.precision import to_bfloat16
 from hinny.model import Model
-from hinny.ops import backend
 
 TOKENS, PIECE = 4096, 1024
-
-
-@contextmanager
-def _kernels_on_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(backend, "_no_kernels", lambda: "")
-    monkeypatch.setattr(backend, "_no_kernel_for", lambda device, dtype: "")
-    torch.use_deterministic_algorithms(False)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
 
 
 @pytest.mark.parametrize(("recipe", "pattern"), [
     ("8b-hybrid", "M-"), ("8b-hybrid", "M"), ("8b-hybrid", "-"), ("8b-transformer", "*-"), ("8b-mamba", "1")])
 def test_reading_takes_what_it_truly_makes(recipe: str, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_recipe(recipe).model.model_copy(update={"pattern": pattern})
-    with _kernels_on_fake_tensors(monkeypatch), torch.no_grad():
+    with kernels_on_fake_tensors(monkeypatch), torch.no_grad():
         model = Model(config)
         to_bfloat16(model)
         with Live() as live:

@@ -6,15 +6,12 @@ seconds as they would on a GPU, but for what a kernel's launcher makes and gives
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from live_bytes import Live
-from torch._subclasses.fake_tensor import FakeTensorMode
+from live_bytes import Live, kernels_on_fake_tensors
 
 from hinny import counts, memory
 from hinny.config import ModelConfig, Recipe, load_recipe
@@ -23,7 +20,6 @@ from hinny.memory.layers import LAYER_BYTES, Share
 from hinny.memory.training import WORKSPACE, Plan, phases
 from hinny.model import Model
 from hinny.objective import Objective
-from hinny.ops import backend
 from hinny.parallel import context_layout
 from hinny.parallel.context import SEAMS
 from hinny.parallel.context_layout import Chunks
@@ -34,16 +30,6 @@ H100_BYTES = 72_000_000_000
 KINDS = [("840m-hybrid", "M", {}), ("840m-hybrid", "*", {}), ("840m-hybrid", "-", {}), ("840m-mamba", "1", {}),
          ("840m-transformer", "*", {}), ("840m-transformer", "-", {"mlp": "relu2"}),
          ("840m-hybrid", "-", {"mlp": "swiglu"})]
-
-
-@contextmanager
-def _kernels_on_fake_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(backend, "_no_kernels", lambda: "")
-    monkeypatch.setattr(backend, "_no_kernel_for", lambda device, dtype: "")
-    # the fixture of all tests that fills new memory would count its filling
-    torch.use_deterministic_algorithms(False)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
 
 
 def _autocast(bf16: bool = True) -> torch.autocast:
@@ -67,7 +53,7 @@ def test_a_layer_keeps_what_its_operators_save(
     of = LAYER_BYTES[symbol](model, Share(B, T, width=2 if bf16 else 4))
     for mode, expected in ((None, of.kept + (2 * of.matrices if bf16 else 0)), ("selective", of.selective),
                            ("full", of.full)):
-        with _kernels_on_fake_tensors(monkeypatch):
+        with kernels_on_fake_tensors(monkeypatch):
             objective = Objective(Model(model))
             if mode is not None:
                 apply_recompute(objective, mode)
@@ -81,7 +67,7 @@ def test_a_layer_keeps_what_its_operators_save(
 
 def _simulated(model: ModelConfig, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """The most bytes alive in the forward pass with the loss, and in the backward, beside parameters and gradients."""
-    with _kernels_on_fake_tensors(monkeypatch):
+    with kernels_on_fake_tensors(monkeypatch):
         objective = Objective(Model(model))
         if mode is not None:
             apply_recompute(objective, mode)
@@ -171,7 +157,7 @@ def test_attention_of_one_of_four_context_ranks_keeps_all_keys_and_its_results_t
     # what the others send is as large as what this rank has
     monkeypatch.setattr(context_layout, "gather", lambda x, dim, group: torch.cat([x] * ranks, dim))
     chunks = Chunks(1, ranks, group=None)  # type: ignore[arg-type]
-    with _kernels_on_fake_tensors(monkeypatch):
+    with kernels_on_fake_tensors(monkeypatch):
         block = Objective(Model(model)).model.blocks[0]
         for seam, function in SEAMS["*"].items():
             setattr(block.layer, seam, partial(function, chunks=chunks))
