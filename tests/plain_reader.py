@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from hinny.infer.requests import Generate, Generated, Score, Scored
-from hinny.infer.trie import Request
+from hinny.infer.reading.requests import Generate, Generated, Score, Scored
+from hinny.infer.reading.trie import Request
 from hinny.model import Model
 from hinny.tokenizer import Tokenizer
 

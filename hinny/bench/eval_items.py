@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hinny.infer.requests import Score
+from hinny.infer.reading.requests import Score
 
 CHOICES = 4
 CHOICE_TOKENS = (16, 32)

@@ -14,7 +14,7 @@ import torch
 
 from hinny.bench.peers import on_kernels, transformers_twin
 from hinny.errors import BackendError
-from hinny.infer.requests import Score
+from hinny.infer.reading.requests import Score
 from hinny.model import Model
 
 

@@ -25,8 +25,8 @@ from hinny.bench.training_table import key
 from hinny.config import Recipe, load_recipe
 from hinny.errors import BackendError, ConfigError
 from hinny.infer.precision import to_bfloat16
-from hinny.infer.reader import ModelReader
-from hinny.infer.requests import Generate, Score
+from hinny.infer.reading.reader import ModelReader
+from hinny.infer.reading.requests import Generate, Score
 from hinny.model import Model
 from hinny.run import row
 from hinny.tokenizer import ByteTokenizer

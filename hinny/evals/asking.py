@@ -16,7 +16,7 @@ import numpy as np
 from hinny.errors import ConfigError, DataError
 from hinny.evals.task import Answer, Chosen, Marked, Sample, Task, Written
 from hinny.evals.truncation import Limit, cut, too_long
-from hinny.infer.requests import Generate, Progress, Reader, Score
+from hinny.infer.reading.requests import Generate, Progress, Reader, Score
 from hinny.tokenizer import Tokenizer
 
 ENCODED_AT_ONCE, LETTERS_AT_ONCE = 256, 2**23

@@ -16,7 +16,7 @@ from hinny.config import Recipe
 from hinny.errors import BackendError
 from hinny.evals.options import EvalOptions
 from hinny.evals.truncation import Limit
-from hinny.infer.requests import Generate, Generated, Progress, Reader, Score, Scored, Usage
+from hinny.infer.reading.requests import Generate, Generated, Progress, Reader, Score, Scored, Usage
 from hinny.run import Run
 from hinny.tokenizer import Tokenizer
 
@@ -113,7 +113,7 @@ class Subject:
         """Who answers: the reader that was given, or the run's model."""
         if self.given is not None:
             return self.given
-        from hinny.infer.reader import ModelReader
+        from hinny.infer.reading.reader import ModelReader
 
         chosen = {} if self.options.batch_tokens is None else {"tokens": self.options.batch_tokens}
         return ModelReader(self.engine.model, self.tokenizer, **chosen)

@@ -25,7 +25,7 @@ from typing import Any
 from hinny.errors import ConfigError, DataError
 from hinny.evals import long_files, metrics
 from hinny.evals.task import Answer, Sample, Setting, Task, Written
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 
 ORIGINALS = ("THUDM/LongBench", "zai-org/LongBench")
 """Ids of the original on the Hub, the older first; one repository."""

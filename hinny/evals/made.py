@@ -21,7 +21,7 @@ from hinny.evals.intervals import interval
 from hinny.evals.options import SEED
 from hinny.evals.record import sample_line
 from hinny.evals.task import Answer, Chosen, Marked, Sample, Setting, Task, Written
-from hinny.infer.requests import Generated, Progress, Reader
+from hinny.infer.reading.requests import Generated, Progress, Reader
 from hinny.run import row
 
 ALL = 2**40

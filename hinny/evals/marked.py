@@ -10,7 +10,7 @@ import numpy as np
 
 from hinny.errors import RequestError
 from hinny.evals.task import Answer, Marked, Sample
-from hinny.infer.requests import Scored
+from hinny.infer.reading.requests import Scored
 
 
 def right_places(sample: Marked, scored: Scored) -> np.ndarray:

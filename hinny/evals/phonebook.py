@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from hinny.errors import ConfigError
 from hinny.evals import phonebook_books as books
 from hinny.evals.task import Answer, Sample, Setting, Task, Written
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 
 HYPHENS = re.compile(r"\d{3}-\d{3}-\d{4}")
 PLAIN = re.compile(r"\d{10}")

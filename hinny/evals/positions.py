@@ -22,8 +22,8 @@ from hinny.evals.options import SEED, EvalOptions
 from hinny.evals.perplexity import check_data
 from hinny.evals.synthetic.tokens import alphabet
 from hinny.infer.engine import Engine
-from hinny.infer.losses import TOKENS_AT_ONCE, losses
-from hinny.infer.requests import Progress
+from hinny.infer.reading.losses import TOKENS_AT_ONCE, losses
+from hinny.infer.reading.requests import Progress
 from hinny.run import row
 
 SEQUENCES = 16

@@ -24,7 +24,7 @@ from hinny.evals.options import EvalOptions
 from hinny.evals.record import Record, Unit
 from hinny.evals.studied import StudiedTask
 from hinny.evals.suites import Chosen, choose
-from hinny.infer.requests import Reader
+from hinny.infer.reading.requests import Reader
 from hinny.run import Run, command_line, commit, machine
 
 logger = logging.getLogger(__name__)

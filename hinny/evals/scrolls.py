@@ -25,7 +25,7 @@ import numpy as np
 from hinny.errors import ConfigError, DataError
 from hinny.evals import long_files, metrics
 from hinny.evals.task import Answer, Chosen, Sample, Setting, Task, Written
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 
 REPOSITORY = "tau/scrolls"
 MAX_TOKENS = 256

@@ -11,7 +11,7 @@ from typing import Any, cast
 from hinny.evals import harness
 from hinny.evals.entry import Entry, LateReader, Length, Outcome, Subject, contents, work_done
 from hinny.evals.record import sample_line
-from hinny.infer.requests import Progress, Reader
+from hinny.infer.reading.requests import Progress, Reader
 from hinny.run import row
 
 EXTRA = ("lm_eval", "datasets")

@@ -13,7 +13,7 @@ from hinny.data.folder import read_record
 from hinny.errors import DataError
 from hinny.evals.entry import Entry, Length, Outcome, Rows, Subject, contents
 from hinny.evals.options import EvalOptions, Sizes
-from hinny.infer.requests import Progress
+from hinny.infer.reading.requests import Progress
 from hinny.run import machine
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from hinny.infer.requests import Generated, Scored
+from hinny.infer.reading.requests import Generated, Scored
 from hinny.tokenizer import Tokenizer
 
 

@@ -11,7 +11,7 @@ import harness_data
 import numpy as np
 import pytest
 
-from hinny.infer.requests import Generate, Generated, Score, Scored, Usage
+from hinny.infer.reading.requests import Generate, Generated, Score, Scored, Usage
 from hinny.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()

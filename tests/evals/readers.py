@@ -9,7 +9,7 @@ from oracle_phonebook import phonebook_answer
 from oracle_synthetic import next_token, synthetic_answer
 from oracles import ruler_answer
 
-from hinny.infer.requests import Generate, Generated, Progress, Score, Scored, Usage
+from hinny.infer.reading.requests import Generate, Generated, Progress, Score, Scored, Usage
 from hinny.tokenizer import Tokenizer
 
 TextAnswer = Callable[[str], str]

@@ -13,7 +13,7 @@ from small import small_model
 from hinny.bench.peers import transformers_twin
 from hinny.evals.harness import STANDARD, Outcome, run
 from hinny.evals.harness.sources import reading_from
-from hinny.infer.reader import ModelReader
+from hinny.infer.reading.reader import ModelReader
 from hinny.tokenizer import EOD_TEXT, train_bpe
 
 for package in ("lm_eval", "transformers", "accelerate"):

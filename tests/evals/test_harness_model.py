@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from small import small_model
 
 from hinny.errors import RequestError
-from hinny.infer.reader import ModelReader
-from hinny.infer.requests import Generate, Generated, Score, Scored, Usage
+from hinny.infer.reading.reader import ModelReader
+from hinny.infer.reading.requests import Generate, Generated, Score, Scored, Usage
 from hinny.model import Model
 from hinny.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 

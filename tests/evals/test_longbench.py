@@ -14,7 +14,7 @@ from lm_eval_files import longbench_prompt
 from hinny.errors import ConfigError, DataError
 from hinny.evals import longbench
 from hinny.evals.task import Setting, Task, Written
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 from hinny.tokenizer import ByteTokenizer
 
 FILES = {task.name: task.file for task in longbench.TASKS if isinstance(task, longbench.LongBench)}

@@ -18,7 +18,7 @@ from hinny.errors import ConfigError
 from hinny.evals import phonebook_books as books
 from hinny.evals.phonebook import TASKS
 from hinny.evals.task import Setting, Task, Written
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 from hinny.tokenizer import ByteTokenizer, JSONTokenizer, SentencePieceTokenizer, Tokenizer
 
 IDS = [task.name for task in TASKS]

@@ -16,7 +16,7 @@ from ruler_settings import VERSIONS, byte_tokenizer, made, made_anew, setting
 from hinny.errors import ConfigError, DataError
 from hinny.evals.ruler import TASKS, RulerTask, haystack, words
 from hinny.evals.task import Setting, Task
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 from hinny.tokenizer import ByteTokenizer
 
 BY_NAME = {task.name: task for task in TASKS}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hinny.evals.ruler import TASKS, scores
 from hinny.evals.task import Written
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 
 ALL, PART = (next(task for task in TASKS if task.metrics == (metric,))
              for metric in ("string_match_all", "string_match_part"))

@@ -14,7 +14,7 @@ from oracles import ruler_answer
 from ruler_settings import VERSIONS, bpe, made_anew, setting
 
 from hinny.evals.ruler import TASKS, RulerTask, words
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 from hinny.tokenizer import JSONTokenizer, SentencePieceTokenizer, Tokenizer
 
 

@@ -21,7 +21,7 @@ from hinny.evals.asking import Question, answers, questions
 from hinny.evals.task import Chosen, Written
 from hinny.evals.truncation import Limit
 from hinny.infer.engine import Engine
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 from hinny.run import Run
 from hinny.study.collect import parse_shape
 

@@ -14,7 +14,7 @@ from lm_eval_files import scrolls_tasks
 from hinny.errors import ConfigError, DataError
 from hinny.evals import scrolls
 from hinny.evals.task import Chosen, Sample, Setting, Task, Written
-from hinny.infer.requests import Generated, Scored
+from hinny.infer.reading.requests import Generated, Scored
 from hinny.tokenizer import ByteTokenizer
 
 STORY = "Once upon a time.\n\nAda wrote a book\u2028about engines.\n\nThe end."

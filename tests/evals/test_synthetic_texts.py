@@ -14,7 +14,7 @@ from oracle_synthetic import synthetic_answer
 from hinny.errors import ConfigError
 from hinny.evals.synthetic import TASKS
 from hinny.evals.task import Chosen, Setting, Task, Written
-from hinny.infer.requests import Generated, Scored
+from hinny.infer.reading.requests import Generated, Scored
 from hinny.tokenizer import ByteTokenizer, Tokenizer, load, train_bpe
 
 BY_NAME = {task.name: task for task in TASKS}

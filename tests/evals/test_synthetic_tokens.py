@@ -16,7 +16,7 @@ from hinny.evals.marked import right_places
 from hinny.evals.synthetic import TASKS
 from hinny.evals.synthetic.tokens import TokenTask, alphabet
 from hinny.evals.task import Marked, Setting, Task
-from hinny.infer.requests import Scored
+from hinny.infer.reading.requests import Scored
 from hinny.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 
 TOKENS = [task for task in TASKS if isinstance(task, TokenTask)]

@@ -14,10 +14,10 @@ pytest.importorskip("pydantic", reason="hinny.model reads recipes")
 from plain_reader import WORDS, Letters, plainly
 from small import PATTERNS, SECTIONS, small_config
 
-from hinny.infer.reader import ModelReader
-from hinny.infer.requests import Generate, Score, Scored
-from hinny.infer.sizes import free_bytes
-from hinny.infer.trie import Request
+from hinny.infer.reading.reader import ModelReader
+from hinny.infer.reading.requests import Generate, Score, Scored
+from hinny.infer.reading.sizes import free_bytes
+from hinny.infer.reading.trie import Request
 from hinny.model import Model
 
 pytestmark = pytest.mark.gpu

@@ -11,8 +11,8 @@ pytest.importorskip("pydantic", reason="hinny.model reads recipes")
 
 from small import PATTERNS, SECTIONS, small_config
 
-from hinny.infer.fixed import UNRECORDED, FixedBatch
-from hinny.infer.stepper import Stepper
+from hinny.infer.reading.fixed import UNRECORDED, FixedBatch
+from hinny.infer.reading.stepper import Stepper
 from hinny.model import Model
 from hinny.ops import attention, attention_reference
 from hinny.ops.attention import _knows_used_keys
@@ -110,7 +110,7 @@ def test_neither_equal_nor_unequal_rows_make_a_mask_or_copy_the_keys(t: int) -> 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_recorded_step_is_the_step(pattern: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through warm-up, recording, rows that leave, a new order, smaller buffers and larger ones."""
-    monkeypatch.setattr("hinny.infer.fixed.GROWTH", (1, 8))
+    monkeypatch.setattr("hinny.infer.reading.fixed.GROWTH", (1, 8))
     model, lengths = gpu_model(pattern, dtype), (5, 40, 1, 130, 17)
     one, two = (batch(model, lengths, recorded) for recorded in (True, False))
     tokens = drawn(5)

@@ -9,11 +9,11 @@ from plain_reader import WORDS, Letters
 from small import small_model
 
 from hinny.infer import head
-from hinny.infer.losses import losses
 from hinny.infer.precision import to_bfloat16
-from hinny.infer.reader import ModelReader
-from hinny.infer.requests import Score
-from hinny.infer.stepper import Stepper
+from hinny.infer.reading.losses import losses
+from hinny.infer.reading.reader import ModelReader
+from hinny.infer.reading.requests import Score
+from hinny.infer.reading.stepper import Stepper
 from hinny.model import Model
 
 

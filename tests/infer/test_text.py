@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from hinny.infer import text as texts
 from hinny.infer.engine import Engine
-from hinny.infer.requests import Generate
-from hinny.infer.text import Text, Writer
+from hinny.infer.reading.requests import Generate
+from hinny.infer.reading.written import Writer
+from hinny.infer.text import Text
 from hinny.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 
 SAMPLE = "Größe: naïve €5, 猫がいる 🦙🦙 and the cat, the hat. 2024\n\n Done.  Two spaces"

@@ -13,7 +13,7 @@ from hinny.errors import ConfigError, DataError
 from hinny.evals.harness.outcome import Figure, Outcome, mean
 from hinny.evals.harness.sources import absent, changed, reading_from
 from hinny.evals.harness.tasks import SEED, Standard, standard
-from hinny.infer.requests import Progress, Reader
+from hinny.infer.reading.requests import Progress, Reader
 
 if TYPE_CHECKING:
     from hinny.evals.harness.model import Truncate

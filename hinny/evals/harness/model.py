@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hinny.errors import RequestError
-from hinny.infer.requests import Generate, Progress, Reader, Score
+from hinny.infer.reading.requests import Generate, Progress, Reader, Score
 
 Truncate = Literal["error", "left", "middle"]
 """What is done with a request of more than `max_length` tokens: refuse it, or drop the first or the middle tokens of

@@ -13,7 +13,7 @@ from hinny.errors import ConfigError, DataError
 from hinny.evals.ruler import scores, words
 from hinny.evals.ruler.fitting import Plan, fit
 from hinny.evals.task import Answer, Sample, Setting, Written
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 
 PAPER, HEAD = "2024-06", "head"
 REVISIONS = {PAPER: 1, HEAD: 1}

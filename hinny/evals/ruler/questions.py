@@ -22,7 +22,7 @@ from hinny.evals.ruler import scores
 from hinny.evals.ruler.base import Draw, RulerTask, is_head
 from hinny.evals.ruler.fitting import Parts, Plan
 from hinny.evals.task import Answer, Sample, Setting, Written
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 
 PROMPT = ("Answer the question based on the given documents. Only give me the answer and do not output any other "
           "words.\n\nThe following are given documents.\n\n{context}\n\nAnswer the question based on the given "

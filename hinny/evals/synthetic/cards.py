@@ -13,7 +13,7 @@ import numpy as np
 from hinny.data.names import FIRST, LAST
 from hinny.errors import ConfigError
 from hinny.evals.task import Answer, Sample, Setting, Written
-from hinny.infer.requests import Generated
+from hinny.infer.reading.requests import Generated
 from hinny.tokenizer import Tokenizer
 
 TEMPLATE = ("Answer the question based on the given documents. Only give me the answer and do not output any other "

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hinny.infer.requests import Generate, Score
+from hinny.infer.reading.requests import Generate, Score
 
 Request = Score | Generate
 

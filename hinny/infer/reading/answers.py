@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hinny.infer.head import logits
-from hinny.infer.requests import Generate, Score, Scored
-from hinny.infer.trie import Request, Want, wanted
+from hinny.infer.reading.requests import Generate, Score, Scored
+from hinny.infer.reading.trie import Request, Want, wanted
 
 LOGITS = 1 << 26
 """Numbers of one piece of logits: 256 MiB in float32."""

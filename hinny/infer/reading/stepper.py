@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hinny.infer.fixed import FixedBatch
 from hinny.infer.head import logits
+from hinny.infer.reading.fixed import FixedBatch
 from hinny.model import Model
 from hinny.state import State
 
 
 class Stepper:
-    """Takes `state` over and goes on from it: on a GPU as a CUDA graph over fixed buffers (`hinny.infer.fixed`).
+    """Takes `state` over and goes on from it: on a GPU as a CUDA graph over fixed buffers (`fixed`).
 
     There a stepper pays for itself by some tens of tokens: its first steps are not recorded, and it copies the state.
     """

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hinny.infer.head import logits
-from hinny.infer.requests import Progress
+from hinny.infer.reading.requests import Progress
 from hinny.model import Model
 
 TOKENS_AT_ONCE = 8192

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hinny.infer.requests import Generate, Score
-from hinny.infer.trie import Node, Request, Trie, goes_on, path, wanted
+from hinny.infer.reading.requests import Generate, Score
+from hinny.infer.reading.trie import Node, Request, Trie, goes_on, path, wanted
 
 few = st.lists(st.integers(0, 2) | st.just(70_000), min_size=1, max_size=8).map(tuple)
 requests_of_few = st.lists(st.builds(Score, few, few) | st.builds(Generate, few, st.integers(1, 2)), max_size=12)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from small import small_model
 
-from hinny.infer import losses as module
-from hinny.infer.losses import losses
+from hinny.infer.reading import losses as module
+from hinny.infer.reading.losses import losses
 from hinny.model import Model
 
 

@@ -94,7 +94,7 @@ class Usage:
 
 
 class Reader(Protocol):
-    """Whoever answers requests: a model (`hinny.infer.reader`), or a stand-in for one in a test."""
+    """Whoever answers requests: a model (`hinny.infer.reading.reader`), or a stand-in for one in a test."""
 
     tokenizer: Tokenizer
     usage: Usage

@@ -16,12 +16,12 @@ from plain_reader import WORDS, Letters, plainly
 from small import PATTERNS, small_model
 
 from hinny.errors import ConfigError, RequestError
-from hinny.infer import answers, batch, walk
-from hinny.infer import reader as readers
-from hinny.infer.reader import ModelReader
-from hinny.infer.requests import Generate, Generated, Score, Scored, Usage
-from hinny.infer.sizes import free_bytes, row_size
-from hinny.infer.trie import Request
+from hinny.infer.reading import answers, batch, walk
+from hinny.infer.reading import reader as readers
+from hinny.infer.reading.reader import ModelReader
+from hinny.infer.reading.requests import Generate, Generated, Score, Scored, Usage
+from hinny.infer.reading.sizes import free_bytes, row_size
+from hinny.infer.reading.trie import Request
 from hinny.model import Model
 from hinny.state import State
 

@@ -2,20 +2,20 @@
 
 How it goes about a call, from the outside in:
 
-1. The tokens that must be read form a trie (`hinny.infer.trie`). Scores and prompts hang in the same one, so a question
+1. The tokens that must be read form a trie (`trie`). Scores and prompts hang in the same one, so a question
    that is asked for a text and for the likelihood of another text is read once.
-2. The trie is walked depth first (`hinny.infer.walk`). Of the nodes behind one state, some are kept: something lies
+2. The trie is walked depth first (`walk`). Of the nodes behind one state, some are kept: something lies
    behind them, and so their states are needed. As many of these as memory allows are read together; then what lies
    behind them; then the next ones. Half of the free memory is left to what lies deeper, so the walk never needs more
    than the budget, but for a single path that does.
 3. No padding ever enters a state that is used again. Nodes of 512 tokens or more are read each by itself. Shorter
    ones are read together in pieces of equal lengths, 256, 128, … 1 tokens, each piece by all that have that binary
-   digit in their length (`hinny.infer.batch`). Where nothing is kept, at the ends of the trie, a batch is padded on its
+   digit in their length (`batch`). Where nothing is kept, at the ends of the trie, a batch is padded on its
    right: no position looks there.
 4. A text longer than `piece` is read in pieces of that many tokens, and a batch has `tokens` tokens or one sequence.
-5. The head is applied only at places whose next token matters, a slice of them at a time (`hinny.infer.answers`).
+5. The head is applied only at places whose next token matters, a slice of them at a time (`answers`).
 6. Prompts that have been read wait until they fill a third of the memory, and are then continued together, whatever
-   their lengths (`hinny.infer.writing`). Those that end leave; when half are gone and prompts are still to be read,
+   their lengths (`writing`). Those that end leave; when half are gone and prompts are still to be read,
    the others wait again and new ones join them.
 """
 
@@ -27,12 +27,12 @@ from typing import cast
 import torch
 
 from hinny.errors import ConfigError, RequestError
-from hinny.infer.answers import count
-from hinny.infer.batch import Limits
-from hinny.infer.requests import Generate, Generated, Progress, Score, Scored, Usage
-from hinny.infer.sizes import free_bytes
-from hinny.infer.trie import Request
-from hinny.infer.walk import Walk
+from hinny.infer.reading.answers import count
+from hinny.infer.reading.batch import Limits
+from hinny.infer.reading.requests import Generate, Generated, Progress, Score, Scored, Usage
+from hinny.infer.reading.sizes import free_bytes
+from hinny.infer.reading.trie import Request
+from hinny.infer.reading.walk import Walk
 from hinny.model import Model
 from hinny.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ TOKENS = {"cuda": 65536, "cpu": 16384}
 
 
 class ModelReader:
-    """A `hinny.infer.requests.Reader`: a model without gradients, on the device on which it is."""
+    """A `hinny.infer.reading.requests.Reader`: a model without gradients, on the device on which it is."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, *, budget: int | None = None, tokens: int | None = None,
                  piece: int = 8192) -> None:

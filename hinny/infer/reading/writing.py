@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from hinny.infer.requests import Usage
-from hinny.infer.stepper import Stepper
-from hinny.infer.text import Writer
+from hinny.infer.reading.requests import Usage
+from hinny.infer.reading.stepper import Stepper
+from hinny.infer.reading.written import Writer
 from hinny.model import Model
 from hinny.state import State, join
 

@@ -13,8 +13,8 @@ import torch
 from small import small_model
 
 from hinny import ops
-from hinny.infer.fixed import ALIGNED, FixedBatch
-from hinny.infer.stepper import Stepper
+from hinny.infer.reading.fixed import ALIGNED, FixedBatch
+from hinny.infer.reading.stepper import Stepper
 from hinny.model import Model
 from hinny.state import State, join
 
@@ -87,7 +87,7 @@ def test_every_row_goes_on_as_it_does_alone(model: Model, kind: str) -> None:
 def test_fixed_buffers_hold_the_same_states_when_they_grow_and_when_rows_leave(
     model: Model, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hinny.infer.fixed.GROWTH", (1, 8))
+    monkeypatch.setattr("hinny.infer.reading.fixed.GROWTH", (1, 8))
     state = prompted(model)
     one, two = Stepper(model, state, WORDS), fixed(model)
     tokens = torch.tensor([1, 2, 3, 4, 5])

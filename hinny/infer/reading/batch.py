@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hinny.infer.answers import Answers
-from hinny.infer.requests import Usage
-from hinny.infer.trie import Node, Trie
+from hinny.infer.reading.answers import Answers
+from hinny.infer.reading.requests import Usage
+from hinny.infer.reading.trie import Node, Trie
 from hinny.model import Model
 from hinny.state import State, join
 

@@ -8,13 +8,13 @@ from typing import cast
 
 import torch
 
-from hinny.infer.answers import Answers
-from hinny.infer.batch import ALONE, Batch, Limits
-from hinny.infer.requests import Generate, Generated, Progress, Scored, Usage
-from hinny.infer.sizes import row_size
-from hinny.infer.text import Writer
-from hinny.infer.trie import Node, Request, Trie
-from hinny.infer.writing import Group, Row, joined, write
+from hinny.infer.reading.answers import Answers
+from hinny.infer.reading.batch import ALONE, Batch, Limits
+from hinny.infer.reading.requests import Generate, Generated, Progress, Scored, Usage
+from hinny.infer.reading.sizes import row_size
+from hinny.infer.reading.trie import Node, Request, Trie
+from hinny.infer.reading.writing import Group, Row, joined, write
+from hinny.infer.reading.written import Writer
 from hinny.model import Model
 from hinny.state import State
 from hinny.tokenizer import Tokenizer
