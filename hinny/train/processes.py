@@ -48,13 +48,14 @@ def joined() -> Iterator[torch.device]:
 
 @contextmanager
 def _telling() -> Iterator[None]:
-    """Says of a collective that failed what it means."""
+    """Says of a collective that failed what it means, also of one between two parts of a save."""
     try:
         yield
-    except RuntimeError as fault:
-        said = str(fault).strip()
+    except (RuntimeError, RankFailure) as fault:
+        found = fault.__cause__ if isinstance(fault, RankFailure) else fault
+        said = str(found).strip()
         # gloo's failures have no class of their own, and begin with the place in its source
-        if not isinstance(fault, dist.DistError) and "gloo" not in said:
+        if not isinstance(found, dist.DistError) and (not isinstance(found, RuntimeError) or "gloo" not in said):
             raise
         cause = re.sub(r"^\[\S*\] ", "", said).split(". ")[0].splitlines()[0]
         raise TrainingError(f"another process of this training is gone or does not answer ({cause}). Look for its "
