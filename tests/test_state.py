@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from small import SECTIONS, small_model
 
 from hinny.errors import RequestError
-from hinny.state import GROWTH, KVState, State, join
+from hinny.state import KVState, State, join
+from hinny.state.layers import GROWTH
 
 ALL = "1M*-"
 

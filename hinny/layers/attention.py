@@ -14,10 +14,11 @@ from hinny.state import KVState
 
 
 def positions(x: Tensor, start: int | Tensor, segments: Tensor | None) -> Tensor:
-    """Position of each token in its document: (t,), or (b t) where documents are packed or `start` is that of each row.
+    """Position of each token in its document: (t,), or (b t) where documents are packed or `start` is that of each row
+    (b,), or already of each token (b t).
     """
     if isinstance(start, Tensor):
-        return start[:, None] + torch.arange(x.shape[1], device=x.device)
+        return start if start.dim() == 2 else start[:, None] + torch.arange(x.shape[1], device=x.device)
     count = torch.arange(start, start + x.shape[1], device=x.device)
     if segments is None:
         return count
@@ -61,11 +62,8 @@ class Attention(nn.Module):
             assert base is not None
             q = ops.rope(q, position, base=base, rope_dim=rope_dim)
             k = ops.rope(k, position, base=base, rope_dim=rope_dim)
-        lengths = None
-        if state is not None:
-            state.append(k, v)
-            k, v, lengths = state.k, state.v, state.lengths
-        return self.o(self.mix(q, k, v, segments=segments, lengths=lengths).flatten(2))
+        y = self.mix(q, k, v, segments=segments, lengths=None) if state is None else state.attend(self.mix, q, k, v)
+        return self.o(y.flatten(2))
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> KVState:
         """The state before the first token: no keys."""

@@ -60,14 +60,16 @@ class Mamba1(nn.Module):
     def forward(self, u: Tensor, state: SSMState | None = None, segments: Tensor | None = None) -> Tensor:
         """u (b t d) → (b t d). `state`, if given, is read and updated."""
         x, z = self.in_proj(u)
-        x, conv_state = self.conv(x, None if state is None else state.conv, segments)
-        dt, B, C = self.x_proj(x)
-        y, ssm = self.mix(
-            x, self.dt_proj(dt), -self.A_log.exp(), B, C, D=self.D, z=z, dt_bias=self.dt_bias, dt_softplus=True,
-            initial_state=None if state is None else state.ssm, segments=segments, chunk_len=self.config.chunk_len)
-        if state is not None:
-            state.conv, state.ssm = conv_state, ssm
-        return self.out_proj(y)
+        A = -self.A_log.exp()
+
+        def mix(x: Tensor, z: Tensor, ssm: Tensor | None, conv: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            x, conv = self.conv(x, conv, segments)
+            dt, B, C = self.x_proj(x)
+            y, ssm = self.mix(x, self.dt_proj(dt), A, B, C, D=self.D, z=z, dt_bias=self.dt_bias, dt_softplus=True,
+                              initial_state=ssm, segments=segments, chunk_len=self.config.chunk_len)
+            return y, ssm, conv
+
+        return self.out_proj(mix(x, z, None, None)[0] if state is None else state.advance(mix, None, x, z))
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> SSMState:
         """The state before the first token: zeros."""

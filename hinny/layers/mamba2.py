@@ -11,7 +11,7 @@ Letters: b batch, t time, d model, h heads, p head_dim, g groups, n state; d_inn
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from hinny.layers.linear import Linear, SplitLinear, inverse_softplus_of_time_st
 from hinny.state import SSMState
 
 A_RANGE = (1.0, 16.0)
+Three = tuple[Tensor, Tensor, Tensor]
 
 
 class Mamba2(nn.Module):
@@ -71,14 +72,21 @@ class Mamba2(nn.Module):
     def forward(self, u: Tensor, state: SSMState | None = None, segments: Tensor | None = None) -> Tensor:
         """u (b t d) → (b t d). `state`, if given, is read and updated."""
         z, x, B, C, dt = self.in_proj(u)
-        heads, groups = (*u.shape[:2], -1, self.config.head_dim), (*u.shape[:2], -1, self.config.d_state)
         weights, biases = zip(*((conv.weight, conv.bias) for conv in self.convs), strict=True)
-        y, ssm, conv_state = self.mix(
-            x.view(heads), dt, -self.A_log.exp(), B.view(groups), C.view(groups), weights, biases,
-            D=self.D, dt_bias=self.dt_bias, dt_softplus=True, initial_state=None if state is None else state.ssm,
-            conv_state=None if state is None else state.conv, segments=segments, chunk_len=self.config.chunk_len)
-        if state is not None:
-            state.conv, state.ssm = conv_state, ssm
+        options: dict[str, Any] = {"D": self.D, "dt_bias": self.dt_bias, "dt_softplus": True}
+        A = -self.A_log.exp()
+
+        def mix(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, ssm: Tensor | None, conv: Tensor | None) -> Three:
+            heads, groups = (*x.shape[:2], -1, self.config.head_dim), (*x.shape[:2], -1, self.config.d_state)
+            return self.mix(x.view(heads), dt, A, B.view(groups), C.view(groups), weights, biases, initial_state=ssm,
+                            conv_state=conv, segments=segments, chunk_len=self.config.chunk_len, **options)
+
+        def step(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, ssm: Tensor, conv: Tensor,
+                 slots: Tensor | None) -> Tensor:
+            return ops.mamba2_update(ssm, conv, x, dt, A, B, C, weights, biases, slots=slots, **options)
+
+        y = mix(x, dt, B, C, None, None)[0] if state is None else state.advance(
+            mix, step if self.mix is ops.mamba2 else None, x, dt, B, C)
         y = ops.gated_rms_norm(y.flatten(2), z, self.norm["weight"], self.norm_eps, self.group_size)
         return self.out_proj(y)
 

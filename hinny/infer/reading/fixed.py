@@ -6,14 +6,11 @@ buffer up to that length: nothing in a step depends on a length that the host kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from hinny import ops
 from hinny.infer.head import logits
 from hinny.model import Model
 from hinny.state import KVState, LayerState, SSMState, State
@@ -48,6 +45,20 @@ class FixedKV(KVState):
         self._v[self._rows, self._before] = v[:, 0]
 
 
+class FixedSSM(SSMState):
+    """States of Mamba layers that stay where they are: one pass over a state where a new one takes several."""
+
+    def advance(self, mix: Callable[..., tuple[Tensor, Tensor, Tensor]], step: Callable[..., Tensor] | None,
+                *tokens: Tensor) -> Tensor:
+        """As for every state; in place."""
+        if step is not None:
+            return step(*tokens, self.ssm, self.conv, None)
+        y, ssm, conv = mix(*tokens, self.ssm, self.conv)
+        self.ssm.copy_(ssm)
+        self.conv.copy_(conv)
+        return y
+
+
 class Buffers:
     """What a step reads and writes, for a number of rows."""
 
@@ -69,7 +80,7 @@ class Buffers:
             return None
         if isinstance(layer, SSMState):
             conv, ssm = (t.clone(memory_format=torch.contiguous_format) for t in (layer.conv, layer.ssm))
-            return SSMState(conv, ssm)
+            return FixedSSM(conv, ssm)
         buffers = []
         for held in (layer.k, layer.v):
             buffers.append(held.new_zeros(len(held), self.capacity, *held.shape[2:]))
@@ -79,11 +90,7 @@ class Buffers:
     def advance(self, model: Model, words: Tensor) -> None:
         """One step of all rows: `tokens` → `next`, the likeliest of `words` (v d)."""
         torch.add(self.before, 1, out=self.after)
-        held = [(layer, layer.conv, layer.ssm) for layer in self.state.layers if isinstance(layer, SSMState)]
-        with _mamba2_in_place(model, self.state):
-            hidden = model.hidden(self.tokens[:, None], self.state)[:, -1]
-        for layer, conv, ssm in held:
-            layer.conv, layer.ssm = conv.copy_(layer.conv), ssm.copy_(layer.ssm)
+        hidden = model.hidden(self.tokens[:, None], self.state)[:, -1]
         self.next.copy_(logits(hidden, words).argmax(-1))
         self.before.add_(self.alive)
 
@@ -198,25 +205,3 @@ class Recorded:
                 run()
             self._graph = graph
         self._graph.replay()
-
-
-@contextmanager
-def _mamba2_in_place(model: Model, state: State) -> Iterator[None]:
-    """Inside, Mamba-2 layers change their states in place: one pass over a state where a new one takes several."""
-    changed = [block.layer for block, held in zip(model.blocks, state.layers, strict=True)
-               if isinstance(held, SSMState) and block.layer.mix is ops.mamba2]
-    for layer in changed:
-        layer.mix = _mamba2_update  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for layer in changed:
-            del layer.mix
-
-
-def _mamba2_update(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *weights: Any, initial_state: Tensor,
-                   conv_state: Tensor, segments: None, chunk_len: int, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """`ops.mamba2` of tokens behind a state, by `ops.mamba2_update`."""
-    y = ops.mamba2_update(initial_state, conv_state, x.flatten(2), dt, A, B.flatten(2), C.flatten(2), *weights,
-                          **options)
-    return y, initial_state, conv_state
