@@ -55,7 +55,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, state: KVState | None = None, segments: Tensor | None = None) -> Tensor:
         """x (b t d) → (b t d). `state`, if given, is read and gets the new keys and values."""
         heads = (*x.shape[:2], -1, self.config.head_dim)
-        q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
+        q, k, v = (part.view(heads) for part in self.projected(x))
         if self.config.positions == "rope":
             position = self.positions(x, 0 if state is None else state.start, segments)
             base, rope_dim = self.config.rope_base, self.config.rope_dim
@@ -64,6 +64,10 @@ class Attention(nn.Module):
             k = ops.rope(k, position, base=base, rope_dim=rope_dim)
         y = self.mix(q, k, v, segments=segments, lengths=None) if state is None else state.attend(self.mix, q, k, v)
         return self.o(y.flatten(2))
+
+    def projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (b t d) → queries (b t h*p), keys and values (b t g*p)."""
+        return self.q(x), self.k(x), self.v(x)
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> KVState:
         """The state before the first token: no keys."""

@@ -60,7 +60,7 @@ class Mamba1(nn.Module):
     def forward(self, u: Tensor, state: SSMState | None = None, segments: Tensor | None = None) -> Tensor:
         """u (b t d) → (b t d). `state`, if given, is read and updated."""
         x, z = self.in_proj(u)
-        A = -self.A_log.exp()
+        A = self.rates()
 
         def mix(x: Tensor, z: Tensor, ssm: Tensor | None, conv: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             x, conv = self.conv(x, conv, segments)
@@ -70,6 +70,10 @@ class Mamba1(nn.Module):
             return y, ssm, conv
 
         return self.out_proj(mix(x, z, None, None)[0] if state is None else state.advance(mix, None, x, z))
+
+    def rates(self) -> Tensor:
+        """A (d_inner n): how fast each state decays, negative."""
+        return -self.A_log.exp()
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> SSMState:
         """The state before the first token: zeros."""

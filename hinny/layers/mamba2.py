@@ -64,6 +64,10 @@ class Mamba2(nn.Module):
         nn.init.ones_(self.norm["weight"])
         nn.init.normal_(self.out_proj.weight, std=self.out_std, generator=generator)
 
+    def rates(self) -> Tensor:
+        """A (h,): how fast the state of each head decays, negative."""
+        return -self.A_log.exp()
+
     @property
     def convs(self) -> list[CausalConv]:
         """The convolutions of x, B and C, in this order."""
@@ -74,7 +78,7 @@ class Mamba2(nn.Module):
         z, x, B, C, dt = self.in_proj(u)
         weights, biases = zip(*((conv.weight, conv.bias) for conv in self.convs), strict=True)
         options: dict[str, Any] = {"D": self.D, "dt_bias": self.dt_bias, "dt_softplus": True}
-        A = -self.A_log.exp()
+        A = self.rates()
 
         def mix(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, ssm: Tensor | None, conv: Tensor | None) -> Three:
             heads, groups = (*x.shape[:2], -1, self.config.head_dim), (*x.shape[:2], -1, self.config.d_state)

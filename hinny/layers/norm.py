@@ -24,6 +24,10 @@ class RMSNorm(nn.Module):
         """x (... d) → (... d)."""
         return ops.rms_norm(x, self.weight, self.eps)
 
+    def after(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x and delta (... d) → their sum and its norm, for inference: no gradients."""
+        return ops.add_norm(x, delta, self.weight, None, self.eps)
+
 
 class LayerNorm1p(nn.Module):
     """Layer norm whose gain is weight + 1 (Megatron's layernorm-1p): the Transformer."""
@@ -42,6 +46,10 @@ class LayerNorm1p(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (... d) → (... d)."""
         return ops.layer_norm_1p(x, self.weight, self.bias, self.eps)
+
+    def after(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As RMSNorm's."""
+        return ops.add_norm(x, delta, self.weight, self.bias, self.eps)
 
 
 NORMS: dict[str, type[RMSNorm] | type[LayerNorm1p]] = {"rmsnorm": RMSNorm, "layernorm1p": LayerNorm1p}

@@ -15,12 +15,15 @@ from hinny.ops.loss import (
 )
 from hinny.ops.mamba2 import mamba2
 from hinny.ops.norm import gated_rms_norm, layer_norm_1p, rms_norm
+from hinny.ops.paged import paged_attention, paged_attention_reference, write_pages
 from hinny.ops.replay import Replay, flush_replay, make_replay
 from hinny.ops.scan import selective_scan, selective_scan_recurrence, selective_scan_step
 from hinny.ops.ssd import ssd, ssd_recurrence, ssd_step
+from hinny.ops.thin import add_norm, thin_linear
 
 __all__ = [
     "Replay",
+    "add_norm",
     "attention",
     "attention_reference",
     "causal_conv",
@@ -38,6 +41,8 @@ __all__ = [
     "make_replay",
     "mamba2",
     "mamba2_update",
+    "paged_attention",
+    "paged_attention_reference",
     "relu2",
     "rms_norm",
     "rope",
@@ -50,5 +55,7 @@ __all__ = [
     "ssd_step",
     "ssd_update",
     "swiglu",
+    "thin_linear",
     "use_backend",
+    "write_pages",
 ]

@@ -18,6 +18,9 @@ from torch import Tensor
 from hinny.ops import backend
 from hinny.ops.inputs import check_rank, check_shapes, count_documents, wide, without_autocast
 
+FEW = 64
+"""Tokens of decoding steps: with so many, launches and not their work take the time."""
+
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, segments: Tensor | None = None, lengths: Tensor | None = None,
@@ -149,10 +152,14 @@ def rope(x: Tensor, position: Tensor, *, base: float, rope_dim: int) -> Tensor:
         raise ValueError(f"rope: rope_dim is {rope_dim}; it must be even and at most the head's {p} dimensions.")
     if tuple(position.shape) not in ((t,), (b, t)):
         raise ValueError(f"rope: position has shape {tuple(position.shape)}; it must be ({t},) or ({b}, {t}).")
-    dtype = wide(x.dtype)
+    dtype, rates = wide(x.dtype), _rates(base, rope_dim, wide(x.dtype), x.device)
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    if x.is_cuda and rope_dim and not recorded and b * t <= FEW and backend.chosen(x) == "triton":
+        from hinny.ops.kernels import thin
+
+        return thin.rope(x, position.expand(b, t), rates)
     with without_autocast(x):
-        exponents = torch.arange(0, rope_dim, 2, dtype=dtype, device=x.device) / max(rope_dim, 1)
-        angles = position.to(dtype)[..., None] * base ** -exponents  # ([b] t rope_dim/2)
+        angles = position.to(dtype)[..., None] * rates  # ([b] t rope_dim/2)
         cos, sin = angles.cos(), angles.sin()
         if rope_dim and backend.chosen(x) == "triton":
             from hinny.ops.kernels import rope as kernels  # here alone: Triton is imported where it runs
@@ -163,6 +170,12 @@ def rope(x: Tensor, position: Tensor, *, base: float, rope_dim: int) -> Tensor:
         first, second = rotated.to(dtype).chunk(2, -1)
         turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
         return torch.cat([turned.to(x.dtype), rest], -1)
+
+
+@cache
+def _rates(base: float, rope_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(rope_dim/2,): the angle of each pair from one position to the next."""
+    return base ** -(torch.arange(0, rope_dim, 2, dtype=dtype, device=device) / max(rope_dim, 1))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None, lengths: Tensor | None) -> None:

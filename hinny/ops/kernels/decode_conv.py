@@ -14,19 +14,17 @@ Letters: b batch, t time, ch channels, w window.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hinny.ops.kernels.compile import Compilation
 from hinny.ops.kernels.decode import REPLAY_ARGUMENTS, by_token, in_place, launch_fold, launch_update
 from hinny.ops.kernels.gates import sigmoid
-from hinny.ops.kernels.launches import launch, rules
+from hinny.ops.kernels.launches import launch, overlaps, rules
 
 
 @triton.jit
@@ -71,10 +69,12 @@ def conv_update_kernel(
 ):
     """state (s X+2*BC w-1); x (b t X), B, C (b t BC) by the stride of a token, or x alone with BC = 0 → y (b t X+2*BC).
 
-    EARLY: the next launch may begin before this one ends; it waits for y by itself.
+    EARLY: this launch may begin before the one in front of it ends, and the next one before this one does; each waits
+    by itself for what the other wrote.
     """
     if EARLY:
         gdc_launch_dependents()
+        gdc_wait()
     x_blocks: tl.constexpr = (X + CHANNELS - 1) // CHANNELS
     bc_blocks: tl.constexpr = (BC + CHANNELS - 1) // CHANNELS
     blocks: tl.constexpr = x_blocks + 2 * bc_blocks
@@ -158,14 +158,8 @@ def _launch_conv(state: Tensor, parts: tuple, weights: tuple, biases: tuple, sil
     blocks = triton.cdiv(ch, use["CHANNELS"]) + 2 * triton.cdiv(ch_b, use["CHANNELS"])
     conv_update_kernel[b * blocks,](
         state, x, B, C, *weights, *biases, slots, y, t, state.stride(0), x_stride, bc_stride, ch, ch_b, w,
-        triton.next_power_of_2(w), silu, early, **use)
+        triton.next_power_of_2(w), silu, early, **use, **({"launch_pdl": True} if early else {}))
     return y
-
-
-@cache
-def overlaps(device: torch.device) -> bool:
-    """Whether a launch on `device` can begin before the one that it depends on has ended."""
-    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _fake_mamba2(state: Tensor, conv_state: Tensor, x: Tensor, *rest: Any, **options: Any) -> Tensor:

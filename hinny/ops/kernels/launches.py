@@ -50,6 +50,12 @@ def launch(kernel: str, device: torch.device, **call: int) -> dict[str, int]:
     return dict(use)
 
 
+@cache
+def overlaps(device: torch.device) -> bool:
+    """Whether a launch on `device` can begin before the one that it depends on has ended."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def find(name: str, kernel: str, **call: int) -> dict[str, int]:
     """The `use` that the shipped table `name` has for a call of `kernel` with these sizes."""
     table = rules(name)[kernel]

@@ -1,0 +1,66 @@
+"""Layers' parts for few rows, as decoding has them: a token of each of some sequences. No gradients.
+
+    thin_linear   a product with a matrix, and the activation behind it
+    add_norm      the residual stream goes on, and its norm for the next layer
+
+On a GPU their kernels begin before the launch in front of them has ended (`hinny.ops.kernels.thin`), in which most of
+the time between two large products would pass.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hinny.ops import backend
+from hinny.ops.activations import relu2
+from hinny.ops.inputs import check_shapes
+from hinny.ops.norm import layer_norm_1p, rms_norm
+
+ThinActivation = Literal["gelu", "relu2"]
+ACTIVATIONS = {None: None, "gelu": F.gelu, "relu2": relu2}
+
+
+def thin_linear(x: Tensor, weight: Tensor, *, activation: ThinActivation | None = None) -> Tensor:
+    """x (... k), weight (n k) → activation(x weight^T) (... n), in x's dtype.
+
+    A kernel for up to 64 rows in bfloat16 or float16 on a GPU; PyTorch's product for all else. Raises ValueError for
+    shapes that do not fit, RuntimeError where gradients would be recorded.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"thin_linear: activation is {activation!r}; it must be 'gelu', 'relu2' or None.")
+    check_shapes("thin_linear", weight=(weight, (weight.shape[0], x.shape[-1])))
+    _refuse_gradients("thin_linear", x, weight)
+    if x.is_cuda and backend.chosen(x) == "triton":
+        from hinny.ops.kernels import thin as kernels  # here alone: Triton is imported where it runs
+
+        if kernels.takes(x, weight):
+            return kernels.thin_linear(x, weight, activation, x.dtype)
+    y = F.linear(x, weight)
+    act = ACTIVATIONS[activation]
+    return y if act is None else act(y)
+
+
+def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """x, delta (... d) → x + delta, rounded to x's dtype, and its norm: `layer_norm_1p` with a bias, else `rms_norm`.
+
+    Without delta the first result is x itself. weight, bias (d,). Raises as `thin_linear`.
+    """
+    check_shapes("add_norm", delta=(delta, tuple(x.shape)), weight=(weight, (x.shape[-1],)),
+                 bias=(bias, (x.shape[-1],)))
+    _refuse_gradients("add_norm", x, delta, weight, bias)
+    if x.is_cuda and backend.chosen(x) == "triton":
+        from hinny.ops.kernels import thin as kernels
+
+        if kernels.takes_norm(x):
+            return kernels.add_norm(x, delta, weight, bias, eps)
+    total = x if delta is None else x + delta
+    return total, rms_norm(total, weight, eps) if bias is None else layer_norm_1p(total, weight, bias, eps)
+
+
+def _refuse_gradients(op: str, *tensors: Tensor | None) -> None:
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors):
+        raise RuntimeError(f"{op} has no gradients; call it under torch.no_grad().")
