@@ -75,7 +75,7 @@ def test_queries_and_pages_may_be_parts_of_larger_tensors() -> None:
     wide_q = torch.cat([q, torch.full_like(q, torch.nan)], 2).float()[:, :, :4]
     both = torch.stack(pages[:2], 1).float()
     tables = torch.cat([pages[2], pages[2]], 1)[:, :pages[2].shape[1]]
-    assert not wide_q.is_contiguous() and not both[:, 0].is_contiguous() and not tables.is_contiguous()
+    assert not any(x.is_contiguous() for x in (wide_q, both[:, 0], tables))
     with launched(1, 16, 4):
         close(paged_attention(wide_q, both[:, 0], both[:, 1], tables, pages[3]), paged_attention_reference(q, *pages))
 
