@@ -1,20 +1,18 @@
-"""The text of tokens that come one by one is what decoding all of them says, and ends as the engine ends it."""
+"""The text of tokens that come one by one is what decoding all of them says, and ends where that ends."""
 
 from __future__ import annotations
 
 import codecs
 import random
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hinny.infer import text as texts
-from hinny.infer.engine import Engine
 from hinny.infer.reading.requests import Generate
 from hinny.infer.reading.written import Writer
-from hinny.infer.text import Text
+from hinny.infer.text import Text, certain
 from hinny.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 
 SAMPLE = "Größe: naïve €5, 猫がいる 🦙🦙 and the cat, the hat. 2024\n\n Done.  Two spaces"
@@ -52,29 +50,22 @@ def spaces() -> Tokenizer:
     return Spaces()
 
 
-def engine_text(tokenizer: Tokenizer, prompt: list[int], tokens: list[int], stop: tuple[str, ...]) -> str:
-    """What `Engine.generate` writes when the model says `tokens`."""
-    class Said(Engine):
-        def __init__(self) -> None:
-            self.tokenizer = tokenizer
-
-        def tokens(self, *_: object) -> Iterator[int]:
-            return iter(tokens)
-
-    class Whole(type(tokenizer)):  # type: ignore[misc]
-        def encode(self, text: str) -> list[int]:
-            return list(prompt)
-
-    said = Said()
-    said.tokenizer = object.__new__(Whole)
-    said.tokenizer.__dict__ |= tokenizer.__dict__
-    return said.generate("", max_tokens=len(tokens), stop=stop)
+def whole_text(tokenizer: Tokenizer, prompt: list[int], tokens: list[int], stop: tuple[str, ...]) -> tuple[str, int]:
+    """The text of `tokens` behind the prompt up to its end, and how many of them it took, decoded anew for each."""
+    text = ""
+    for n, token in enumerate(tokens, 1):
+        if token == tokenizer.eod:
+            return text, n
+        text = tokenizer.decode(prompt + tokens[:n])[len(tokenizer.decode(prompt)):]
+        if hits := [at for word in stop if (at := text.find(word)) >= 0]:
+            return text[:min(hits)], n
+    return text, len(tokens)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_writer_says_what_the_engine_says(name: str, data: st.DataObject) -> None:
+def test_a_writer_says_what_decoding_everything_says(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]
     ids = tokenizer.encode(SAMPLE * 3)
     cut = data.draw(st.integers(1, 60))
@@ -84,7 +75,7 @@ def test_a_writer_says_what_the_engine_says(name: str, data: st.DataObject) -> N
     stop = data.draw(st.sampled_from([(), ("the",), ("\n\n", "€"), ("🦙 a", "5, 猫"), ("🦙",)]))
     writer = Writer(Generate(tuple(ids[:cut]), len(tokens), stop), tokenizer)
     used = next(i for i, token in enumerate(tokens, 1) if writer.take(token))
-    assert writer.answer.text == engine_text(tokenizer, ids[:cut], tokens, stop)
+    assert (writer.answer.text, used) == whole_text(tokenizer, ids[:cut], tokens, stop)
     assert writer.answer.tokens == tuple(tokens[:used])
 
 
@@ -112,6 +103,45 @@ def test_decoding_does_not_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -
     lengths.clear()
     assert unread.text == "abc " * 500
     assert sum(lengths) <= 2000 + 4 * texts.FRONT
+
+
+def test_the_text_behind_a_start_is_the_end_of_the_text() -> None:
+    text = Text(ByteTokenizer(), b"x")
+    for token in "é🦙 ab".encode() * 20 + b"\xf0\x9f" * 300 + b"end" + b"\xf0\x9f":
+        text.append(token)
+        for start in {0, text.fixed // 2, text.fixed, len(text.text) - 1, len(text.text)}:
+            assert text.behind(start) == text.text[start:]
+
+
+@pytest.mark.parametrize("name", ["bytes", "pieces"])
+def test_a_character_behind_much_nonsense_is_whole(name: str) -> None:
+    for marks in range(texts.MOST - 6, texts.MOST + 2):
+        text, tokens = Text(TOKENIZERS[name], b"x"), b"\x80" * marks + "🦙é".encode()
+        for token in tokens:
+            text.append(token)
+            assert text.behind(text.fixed) == text.text[text.fixed:]
+        assert text.text == "\ufffd" * marks + "🦙é"
+
+
+def test_fixed_characters_never_change() -> None:
+    draw, seen = random.Random(3), 0
+    for _ in range(10):
+        text, fixed = Text(ByteTokenizer(), b"x"), ""
+        for _ in range(800):
+            text.append(draw.choice([0x80, 0xF0, 0x9F, 0xA6, 0x99, 0xC3, 0xA9, *b"ab"][:draw.choice([5, 9])]))
+            assert text.text.startswith(fixed)
+            fixed = text.text[:text.fixed]
+        seen += len(fixed)
+    assert seen > 1000
+
+
+@given(st.text("ab\ufffd", max_size=12), st.lists(st.text("ab", min_size=1, max_size=5), max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_what_is_certain_ends_in_no_start_of_a_stop_string(text: str, stop: list[str]) -> None:
+    whole = text.rstrip("\ufffd")
+    held = max((n for word in stop for n in range(1, len(word)) if whole.endswith(word[:n])), default=0)
+    assert certain(text, tuple(stop)) == whole[:len(whole) - held]
+    assert certain(text, (), len(text)) == text
 
 
 def written(text: str, **request: object) -> tuple[str, str, int]:
