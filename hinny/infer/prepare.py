@@ -7,7 +7,7 @@ is for inference alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hinny import ops
+from hinny.infer.sums import Sums
 from hinny.layers import LAYERS
 from hinny.layers.linear import Linear, SplitLinear
 from hinny.model import Model
@@ -105,13 +106,29 @@ _PREPARE = {"M": _mamba, "1": _mamba, "*": _attention, "-": _mlp}
 
 
 @torch.no_grad()
-def hidden(model: Model, tokens: Tensor, layers: Sequence[LayerState]) -> Tensor:
+def hidden(model: Model, tokens: Tensor, layers: Sequence[LayerState], sums: Sums | None = None) -> Tensor:
     """`Model.hidden`, where every sum in the residual stream is made together with the norm behind it.
 
-    tokens (b t); layers: the states of the layers, which are updated.
+    tokens (b t); layers: the states of the layers, which are updated. sums: of a model that `tensor_parallel` has cut:
+    for few rows the ranks' sum is made there too.
     """
     x, delta = model.embedding(tokens), None
+    if sums is not None and sums.takes(x):
+        return _hidden_of_ranks(model, x, layers, sums)
     for block, state in zip(model.blocks, layers, strict=True):
         x, normed = block.norm.after(x, delta)
         delta = block.layer(normed, state, None)
     return model.norm.after(x, delta)[1]
+
+
+def _hidden_of_ranks(model: Model, x: Tensor, layers: Sequence[LayerState], sums: Sums) -> Tensor:
+    """`hidden` from the embedded tokens on."""
+    n, normed = len(layers), model.blocks[0].norm(x)
+    for number, (block, state) in enumerate(zip(model.blocks, layers, strict=True), 1):
+        # past the hook behind the layer, which would sum
+        delta = cast(Callable[..., Tensor], block.layer.forward)(normed, state, None)
+        norm = model.norm if number == n else model.blocks[number].norm
+        # a pass's last sum and the next one's first are neighbours too
+        place = 2 if number == n and n % 2 else number % 2
+        x, normed = sums.add_norm(norm, x, delta, place)
+    return normed
