@@ -11,6 +11,8 @@ from hinny import ops
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a plain gain (d,): the Mamba family and the hybrid."""
 
+    bias: None = None
+
     def __init__(self, d: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d))

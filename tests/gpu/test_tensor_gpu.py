@@ -1,0 +1,126 @@
+"""Two GPUs that share a model answer as one does, by one-shot sums and by NCCL's, recorded in graphs or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+pytest.importorskip("pydantic", reason="hinny.model reads recipes")
+
+from ranks import run_ranks
+from small import small_config
+from torch import Tensor
+
+from hinny.infer.head import logits
+from hinny.infer.sums import ONE_SHOT_BYTES, How, Sums
+from hinny.infer.tensor import Head, random_model, tensor_parallel
+from hinny.model import Model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
+V = 64
+HOWS: tuple[How, ...] = ("one-shot", "collective")
+
+
+def _made(how: How) -> Sums:
+    device = torch.device("cuda", dist.get_rank())
+    torch.cuda.set_device(device)
+    return Sums(dist.new_group(backend="nccl"), device, how)
+
+
+def _model(pattern: str) -> Model:
+    model = Model(small_config(pattern, d_model=128, vocab_size=V))
+    model.init_weights(0)
+    return model.eval().requires_grad_(False)
+
+
+def _answers() -> dict[str, Any]:
+    """The largest relative difference of logits to one GPU's, over prompts and single tokens, in float32."""
+    found = {}
+    for how in HOWS:
+        sums = _made(how)
+        for pattern in ("1", "M", "*-", "M-M*-"):
+            whole, part = _model(pattern).to(sums.device), _model(pattern)
+            tensor_parallel(part, sums)
+            part.to(sums.device)
+            head, states = Head(part, V - 3, sums), (whole.init_state(2), part.init_state(2))
+            tokens = torch.randint(V, (2, 12), generator=torch.Generator().manual_seed(0)).to(sums.device)
+            gaps = []
+            for piece in tokens.split([7, 3, 1, 1], 1):
+                expected = logits(whole.hidden(piece, states[0])[:, -1], whole.output_weight[:V - 3])
+                answer = head(part.hidden(piece, states[1])[:, -1])
+                gaps.append(((answer - expected).abs().max() / expected.abs().max()).item())
+            found[f"{pattern} {how}"] = max(gaps)
+    return found
+
+
+def _recorded() -> dict[str, bool]:
+    """Whether chains of sums, recorded and replayed with new numbers, find what their parts add up to, bit for bit."""
+    found = {}
+    for how in HOWS:
+        sums = _made(how)
+        for count in (4096, ONE_SHOT_BYTES // 2, ONE_SHOT_BYTES):
+            x = torch.zeros(count, dtype=torch.bfloat16, device=sums.device)
+
+            def chain(x: Tensor = x, sums: Sums = sums) -> list[Tensor]:
+                # the second sum begins while another rank may still be at the end of the first
+                return [sums(x * factor) for factor in (1, 2, 4)]
+
+            chain()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                totals = chain()
+            right = True
+            for replay in range(20):
+                parts = [torch.randn(count, generator=torch.Generator().manual_seed(2 * replay + rank)).bfloat16()
+                         for rank in range(2)]
+                x.copy_(parts[sums.rank])
+                graph.replay()
+                expected = parts[0] + parts[1]
+                right &= all(torch.equal(total.cpu(), expected * factor)
+                             for total, factor in zip(totals, (1, 2, 4), strict=True))
+            found[f"{how} {count}"] = right
+    return found
+
+
+def _odd() -> bool:
+    """Sums that one kernel cannot do: a number of bytes that threads do not move, a type that it does not know."""
+    sums = _made("one-shot")
+    totals = [sums(torch.ones(3, device=sums.device)), sums(torch.ones(8, dtype=torch.float64, device=sums.device)),
+              sums(torch.ones(9, device=sums.device)[1:])]
+    return all(bool((total == 2).all()) for total in totals)
+
+
+def _made_apart() -> dict[str, Any]:
+    """A model that was never whole, and what is held of it on this GPU."""
+    sums = _made("auto")
+    before = torch.cuda.memory_allocated()
+    model = random_model(small_config("M-M*-", d_model=256, vocab_size=4096), sums)
+    hidden = model.hidden(torch.arange(8, device=sums.device)[None])
+    return {"finite": bool(hidden.isfinite().all()), "type": hidden.dtype, "one-shot": sums.one_shot,
+            "bytes": torch.cuda.memory_allocated() - before,
+            "needed": sum(p.nbytes for p in model.parameters()) + hidden.nbytes}
+
+
+def test_two_gpus_answer_as_one() -> None:
+    for found in run_ranks(2, _answers):
+        # sums of other orders in float32, TF32 off
+        assert max(found.values()) < 1e-4, found
+
+
+def test_recorded_sums_are_those_of_the_parts() -> None:
+    for found in run_ranks(2, _recorded):
+        assert all(found.values()), found
+    assert run_ranks(2, _odd) == [True, True]
+
+
+def test_a_part_is_made_without_the_whole() -> None:
+    for found in run_ranks(2, _made_apart):
+        assert found["finite"]
+        assert found["type"] == torch.bfloat16
+        assert found["one-shot"]
+        # the allocator rounds up every tensor
+        assert found["bytes"] < 1.2 * found["needed"] + (1 << 16)
