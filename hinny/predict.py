@@ -5,6 +5,11 @@ A decode step moves T = W + B c L + 2 B S bytes: weights W once, and for each of
 bytes for each of L tokens) and its state, S bytes read and written. That is our arithmetic for the paper's prediction
 of "up to 8x faster", whose own formula is not known. Its time is the larger of T over the bandwidth and the FLOPs over
 the peak rate. Prefill and training run at an assumed share of the peak (`mfu`).
+
+No program reaches the data sheet. Where a kind of device was timed (`CALIBRATED`), two constants fitted to decoding
+stand for what it reaches: the share a of the bandwidth, and the seconds b that each layer costs beside its bytes, as
+its kernels start and end. A step then takes max(T / (a bandwidth), FLOPs / peak) + b layers. Over n GPUs of tensor
+parallelism each moves T / n, and a third constant is added for each layer, whose results are summed over the GPUs once.
 Every result says whether it fits the device's memory (`fits`); one that does not is the time it would take if it did.
 """
 
@@ -47,6 +52,23 @@ HARDWARE = {h.name: h for h in (
 )}
 """Name → device. Figures are those of the vendors' public data sheets (NVIDIA, AMD)."""
 
+@dataclass(frozen=True)
+class Calibration:
+    """What decoding reaches on one kind of device: `hinny bench generate --calibrate` fits it to measured rows."""
+
+    share: float
+    """Of the data sheet's bandwidth."""
+    layer: float
+    """Seconds that a layer costs beside its bytes."""
+    sum: float | None
+    """Seconds of a layer's sum over GPUs; None where tensor parallelism was not timed."""
+    source: str
+    """Machine and commit of the rows that it was fitted to."""
+
+
+CALIBRATED: dict[str, Calibration] = {}
+"""Name of a device → its constants; a device that is not here was not timed."""
+
 USABLE = 0.9
 """Assumed share of the memory that is left to the model by runtime, buffers and fragmentation."""
 
@@ -74,18 +96,28 @@ def decode_bytes(model: ModelConfig, batch: int, context: int, *, dtype_bytes: i
 
 
 def decode(model: ModelConfig, hardware: Hardware, *, batch: int, context: int, dtype_bytes: int = 2,
-           state_dtype_bytes: int = 4) -> dict[str, Any]:
+           state_dtype_bytes: int = 4, tensor: int = 1, calibration: Calibration | None = None) -> dict[str, Any]:
     """One decode step of `batch` sequences with `context` tokens each: seconds, tokens/s of all together, memory.
 
-    `limit` says what the time is bound by, bandwidth or compute. dtype_bytes: weights, keys and values.
+    `limit` says what the time is bound by, bandwidth or compute; bytes and memory are a GPU's. dtype_bytes: weights,
+    keys and values; tensor: GPUs that the model is cut over; calibration: what the device reaches, None for its data
+    sheet. ConfigError where more than one GPU is asked for and their sums were never timed.
     """
-    _check(batch=batch, context=context)
-    moved = decode_bytes(model, batch, context, dtype_bytes=dtype_bytes, state_dtype_bytes=state_dtype_bytes)
+    _check(batch=batch, context=context, tensor=tensor)
+    moved = decode_bytes(model, batch, context, dtype_bytes=dtype_bytes, state_dtype_bytes=state_dtype_bytes) // tensor
     memory = inference_memory(model, hardware, batch=batch, context=context, dtype_bytes=dtype_bytes,
-                              state_dtype_bytes=state_dtype_bytes)
-    seconds, limit = _roofline(batch * counts.decode_flops(model, context), hardware.flops, moved, hardware)
-    return {"hardware": hardware.name, "batch": batch, "context": context, "seconds": seconds,
-            "tokens_per_s": batch / seconds, "bytes_moved": moved, "limit": limit, **memory}
+                              state_dtype_bytes=state_dtype_bytes, tensor=tensor)
+    compute = batch * counts.decode_flops(model, context) / tensor / hardware.flops
+    transfer = moved / (hardware.bandwidth * (1.0 if calibration is None else calibration.share))
+    seconds = max(compute, transfer)
+    if calibration is not None:
+        if tensor > 1 and calibration.sum is None:
+            raise ConfigError(f"tensor is {tensor}, but the calibration of {hardware.name} has no sums over GPUs: time "
+                              "them (hinny bench generate --tensor 2), or predict by the data sheet.")
+        seconds += model.depth * (calibration.layer + (calibration.sum or 0.0) * (tensor > 1))
+    return {"hardware": hardware.name, "batch": batch, "context": context, "tensor": tensor, "seconds": seconds,
+            "tokens_per_s": batch / seconds, "bytes_moved": moved,
+            "limit": "compute" if compute > transfer else "bandwidth", **memory}
 
 
 def prefill(model: ModelConfig, hardware: Hardware, *, batch: int, context: int, mfu: float, dtype_bytes: int = 2,
@@ -97,7 +129,8 @@ def prefill(model: ModelConfig, hardware: Hardware, *, batch: int, context: int,
                   + counts.head_flops(model))
     memory = inference_memory(model, hardware, batch=batch, context=context, dtype_bytes=dtype_bytes,
                               state_dtype_bytes=state_dtype_bytes)
-    seconds, limit = _roofline(batch * per_prompt, mfu * hardware.flops, memory["memory_bytes"], hardware)
+    compute, transfer = batch * per_prompt / (mfu * hardware.flops), memory["memory_bytes"] / hardware.bandwidth
+    seconds, limit = max(compute, transfer), "compute" if compute > transfer else "bandwidth"
     return {"hardware": hardware.name, "batch": batch, "context": context, "mfu": mfu, "seconds": seconds,
             "tokens_per_s": batch * context / seconds, "limit": limit, **memory}
 
@@ -109,23 +142,21 @@ def training_speed(model: ModelConfig, hardware: Hardware, *, seq_len: int, mfu:
 
 
 def inference_memory(model: ModelConfig, hardware: Hardware, *, batch: int, context: int, dtype_bytes: int = 2,
-                     state_dtype_bytes: int = 4) -> dict[str, Any]:
-    """Weights and what the sequences hold, whether they fit, and the largest batch that does (0: not even one)."""
-    _check(batch=batch, context=context)
-    weights = counts.weight_bytes(model, dtype_bytes=dtype_bytes)
-    sequence = (context * counts.kv_bytes_per_token(model, dtype_bytes=dtype_bytes)
-                + counts.state_bytes(model, dtype_bytes=state_dtype_bytes))
+                     state_dtype_bytes: int = 4, tensor: int = 1) -> dict[str, Any]:
+    """Weights and what the sequences hold, whether they fit, and the largest batch that does (0: not even one).
+
+    Bytes are those of each of `tensor` GPUs, rounded up.
+    """
+    _check(batch=batch, context=context, tensor=tensor)
+    weights = -(-counts.weight_bytes(model, dtype_bytes=dtype_bytes) // tensor)
+    sequence = -(-(context * counts.kv_bytes_per_token(model, dtype_bytes=dtype_bytes)
+                   + counts.state_bytes(model, dtype_bytes=state_dtype_bytes)) // tensor)
     usable = int(USABLE * hardware.memory)
     # a pure MLP stack holds nothing per sequence: its batch is not bound by memory
     largest = max(0, (usable - weights) // sequence) if sequence else None
     total = weights + batch * sequence
     return {"memory_bytes": total, "weight_bytes": weights, "bytes_per_sequence": sequence,
             "usable_bytes": usable, "fits": total <= usable, "max_batch": largest}
-
-
-def _roofline(flops: float, rate: float, moved: float, hardware: Hardware) -> tuple[float, str]:
-    compute, transfer = flops / rate, moved / hardware.bandwidth
-    return (compute, "compute") if compute > transfer else (transfer, "bandwidth")
 
 
 def _check(**sizes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,11 +14,14 @@ from rich.text import Text
 from hinny import counts, memory, predict
 from hinny import pattern as patterns
 from hinny.config import ModelConfig, Recipe
+from hinny.memory.serving import kv_bytes, slot_bytes
 from hinny.verb import make_callable
 
 BATCH = 32
 """The batch of the paper's own prediction of generation speed, as far as is known."""
 CONTEXTS = (4096, 16384, 32768, 131072)
+PAGE = 64
+"""Tokens of a page of keys, as an engine has them unless it is told otherwise."""
 MFU = 0.3
 """Share of the peak FLOP/s assumed for prefill and training: the paper's 8B runs on H100 had 0.299 and 0.307."""
 
@@ -54,7 +58,9 @@ def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts
         "training_tokens": recipe.train.steps * recipe.train.batch_size * length,
         "state_bytes": counts.state_bytes(model),
         "kv_bytes_per_token": counts.kv_bytes_per_token(model),
-        "memory": {"weights_bf16_bytes": counts.weight_bytes(model), "training": training},
+        "memory": {"weights_bf16_bytes": counts.weight_bytes(model), "training": training,
+                   "serving": {"page_tokens": PAGE, "page_bytes": PAGE * kv_bytes(model),
+                               "slot_bytes": slot_bytes(model)}},
         "predictions": _predictions(recipe, device, batch, list(contexts), mfu),
     }
 
@@ -70,12 +76,14 @@ def _allocation(model: ModelConfig) -> list[str]:
 
 def _predictions(recipe: Recipe, device: predict.Hardware, batch: int, contexts: list[int],
                  mfu: float) -> dict[str, Any]:
-    model = recipe.model
+    model, calibration = recipe.model, predict.CALIBRATED.get(device.name)
     return {
         "assumptions": {"hardware": device.name, "source": "vendor's public data sheet", "flops_bf16": device.flops,
                         "bandwidth": device.bandwidth, "memory": device.memory, "usable_memory": predict.USABLE,
-                        "mfu": mfu, "weights": "bf16", "keys_and_values": "bf16", "states": "fp32"},
-        "decode": [predict.decode(model, device, batch=batch, context=context) for context in contexts],
+                        "mfu": mfu, "weights": "bf16", "keys_and_values": "bf16", "states": "fp32",
+                        "calibration": None if calibration is None else asdict(calibration)},
+        "decode": [predict.decode(model, device, batch=batch, context=context, calibration=calibration)
+                   for context in contexts],
         "prefill": [predict.prefill(model, device, batch=1, context=context, mfu=mfu) for context in contexts],
         "training_tokens_per_s_per_device": predict.training_speed(model, device, seq_len=recipe.train.seq_len,
                                                                    mfu=mfu),
@@ -141,7 +149,7 @@ def _page(figures: dict[str, Any]) -> Group:
 
 
 def _sizes(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    training = figures["memory"]["training"]
+    training, serving = figures["memory"]["training"], figures["memory"]["serving"]
     needed = training["devices_needed"]
     fits = "fits" if training["fits"] else (
         f"does not fit; sharded over {needed} devices it would" if needed else
@@ -156,6 +164,7 @@ def _sizes(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("training tokens", f"{figures['training_tokens']:,}"),
         ("state of a sequence", _bytes(figures["state_bytes"], "fp32")),
         ("keys and values of a token", _bytes(figures["kv_bytes_per_token"], "bf16")),
+        (f"a page of {serving['page_tokens']} tokens", _bytes(serving["page_bytes"], "bf16")),
         ("weights", f"{quantity(figures['memory']['weights_bf16_bytes'])}B, bf16"),
         ("training memory", f"{quantity(training['memory_bytes'])}B a device, most at: {training['phase']}; {fits}"),
         *((f"  {part}", f"{quantity(size)}B") for part, size in training["parts"].items()),
@@ -185,8 +194,16 @@ def _note(figures: dict[str, Any]) -> str:
     speed = figures["predictions"]["training_tokens_per_s_per_device"]
     return (f"Arithmetic, not measured: {quantity(given['flops_bf16'])}FLOP/s, {quantity(given['bandwidth'])}B/s, "
             f"{quantity(given['memory'])}B by the {given['source']}, {given['usable_memory']:.0%} of it usable. "
-            "A decode step reads weights, keys and values once and moves the states twice. Prefill and training run "
-            f"at {given['mfu']:.0%} of the peak: training {speed:,.0f} tokens/s a device.")
+            f"A decode step reads weights, keys and values once and moves the states twice{_reached(given)}. Prefill "
+            f"and training run at {given['mfu']:.0%} of the peak: training {speed:,.0f} tokens/s a device.")
+
+
+def _reached(given: dict[str, Any]) -> str:
+    """What decoding is predicted to reach."""
+    if (found := given["calibration"]) is None:
+        return ", at the data sheet's bandwidth: this device was not timed"
+    return (f", at {found['share']:.1%} of the bandwidth and with {found['layer'] * 1e6:.1f} µs more a layer, as was "
+            f"measured ({found['source']})")
 
 
 def _coloured(line: str, *, ruler: bool) -> Text:

@@ -72,6 +72,29 @@ def test_prefill_and_training_run_at_the_assumed_share_of_the_peak() -> None:
     assert speeds == pytest.approx([6306, 6354], rel=0.01)
 
 
+def test_a_calibrated_device_takes_longer_by_its_share_and_its_layers() -> None:
+    reached = predict.Calibration(share=0.8, layer=5e-6, sum=12e-6, source="")
+    found = predict.decode(TRANSFORMER, H100, batch=32, context=4096, calibration=reached)
+    bytes_ = 14.98e9 + 32 * 4096 * 524_288
+    assert found["seconds"] == pytest.approx(bytes_ / (0.8 * 3.35e12) + 64 * 5e-6, rel=1e-3)
+    assert found["tokens_per_s"] == 32 / found["seconds"]
+
+
+def test_two_gpus_move_half_each_and_sum_every_layer() -> None:
+    plain = predict.decode(TRANSFORMER, H100, batch=32, context=4096)
+    halved = predict.decode(TRANSFORMER, H100, batch=32, context=4096, tensor=2)
+    assert halved["seconds"] == pytest.approx(plain["seconds"] / 2)
+    assert halved["memory_bytes"] == pytest.approx(plain["memory_bytes"] / 2, rel=1e-9)
+    assert not plain["fits"]
+    assert halved["fits"]
+    summed = predict.decode(TRANSFORMER, H100, batch=32, context=4096, tensor=2,
+                            calibration=predict.Calibration(1.0, 0.0, 12e-6, ""))
+    assert summed["seconds"] == pytest.approx(halved["seconds"] + 64 * 12e-6)
+    with pytest.raises(ConfigError, match="no sums over GPUs"):
+        predict.decode(TRANSFORMER, H100, batch=1, context=1, tensor=2,
+                       calibration=predict.Calibration(1.0, 0.0, None, ""))
+
+
 @pytest.mark.parametrize("model", [HYBRID, TRANSFORMER, GQA8], ids=["hybrid", "MHA", "GQA8"])
 def test_the_largest_batch_fits_and_one_more_does_not(model: ModelConfig) -> None:
     largest = predict.inference_memory(model, H100, batch=1, context=16384)["max_batch"]

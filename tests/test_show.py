@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import hinny
-from hinny import counts
+from hinny import counts, predict
 from hinny.config import load_recipe
 from hinny.errors import ConfigError
 from hinny.show import quantity, render, show, show_pattern
@@ -62,6 +62,19 @@ def test_predictions_are_for_the_hardware_batch_and_contexts_asked_for() -> None
         show(load_recipe("8b-mamba2"), hardware="Z80")
 
 
+def test_decoding_is_predicted_by_the_constants_of_a_device_that_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = show(load_recipe("8b-hybrid"))
+    assert plain["predictions"]["assumptions"]["calibration"] is None
+    assert "at the data sheet's bandwidth: this device was not timed" in " ".join(text_of(plain).split())
+    monkeypatch.setitem(predict.CALIBRATED, "H100", predict.Calibration(0.8, 1e-5, None, "a machine, commit x"))
+    timed = show(load_recipe("8b-hybrid"))
+    assert json.loads(json.dumps(timed)) == timed
+    for before, after in zip(plain["predictions"]["decode"], timed["predictions"]["decode"], strict=True):
+        assert after["seconds"] == pytest.approx(before["seconds"] / 0.8 + 56 * 1e-5)
+    text = " ".join(text_of(timed).split())
+    assert "at 80.0% of the bandwidth and with 10.0 µs more a layer, as was measured (a machine, commit x)" in text
+
+
 def test_training_memory_is_a_sum_of_parts_for_the_recipes_precision_and_the_devices() -> None:
     half, full = (show(load_recipe("tiny-mamba2", [f'train.precision="{p}"']))["memory"]["training"]
                   for p in ("bf16", "fp32"))
@@ -85,6 +98,15 @@ def test_the_text_shows_sizes_pattern_log_and_what_does_not_fit() -> None:
                  "does not fit", "only batch 1", "Arithmetic, not measured", "moments", "activations"):
         assert line in text
     assert "does not fit" not in text_of(show(load_recipe("tiny-hybrid")))
+
+
+def test_serving_memory_is_that_of_the_engines_pools() -> None:
+    from hinny.infer.limits import PAGE
+
+    figures = show(load_recipe("8b-hybrid"))
+    assert figures["memory"]["serving"] == {"page_tokens": PAGE, "page_bytes": PAGE * 4 * 2 * 1024 * 2,
+                                            "slot_bytes": 4 * 24 * (128 * 64 * 128 + 3 * 10240)}
+    assert "a page of 64 tokens" in text_of(figures)
 
 
 def test_a_pattern_given_as_such_has_no_allocation_log() -> None:

@@ -14,6 +14,8 @@ import typer
 from hinny.cli.bench import bench
 from hinny.cli.data import prepare
 from hinny.cli.evaluate import evaluate
+from hinny.cli.generate import generate
+from hinny.cli.serve import serve
 from hinny.cli.shared import Json, Overrides, Threads, print_rows
 from hinny.errors import HinnyError
 
@@ -153,24 +155,8 @@ def tune(
     print_rows(measure(kernels or (), out=out), as_json)
 
 
-@app.command()
-def generate(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this much mass.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the continuation; may be repeated.")] = None,
-) -> None:
-    """Continue a prompt, streamed to the terminal."""
-    from hinny.infer.engine import generate as stream
-
-    for piece in stream(run, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                        seed=seed, stop=tuple(stop or ())):
-        print(piece, end="", flush=True)
-    print()
+app.command()(generate)
+app.command()(serve)
 
 
 @app.command()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-WORDS_AT_ONCE = 4096
-"""Rows of the head that are widened at a time where no kernel gives float32 sums of shorter numbers."""
+from hinny import ops
+
+LOT = 1024
+"""Words among which a likeliest one is found at a time: a GPU has few rows, and many parts of one to look through."""
 
 
 def logits(hidden: Tensor, words: Tensor) -> Tensor:
@@ -15,14 +17,17 @@ def logits(hidden: Tensor, words: Tensor) -> Tensor:
     A logit of 20 in bfloat16 is known to 0.06 alone: log-probabilities would be as coarse, and among words that are
     nearly as likely the first would win. So shorter numbers are multiplied as they are, and their sums not shortened.
     """
-    if hidden.dtype not in (torch.bfloat16, torch.float16):
-        return hidden @ words.T
     with torch.autocast(hidden.device.type, enabled=False):
-        words = words.to(hidden.dtype)  # under autocast they are still in float32
-        if hidden.is_cuda:
-            return torch.mm(hidden, words.T, out_dtype=torch.float32)
-        wide = hidden.float()
-        found = wide.new_empty(len(hidden), len(words))
-        for columns, some in zip(found.split(WORDS_AT_ONCE, 1), words.split(WORDS_AT_ONCE), strict=True):
-            columns.copy_(wide @ some.float().T)
-        return found
+        # under autocast the words are still in float32
+        return ops.thin_linear(hidden, words.to(hidden.dtype), wide=True)
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """logits (n v) → the largest of each row (n,), and which it is (n,): of equal ones the first."""
+    n, v = logits.shape
+    if not logits.is_cuda or v % LOT:
+        best, tokens = logits.max(-1)
+        return best, tokens
+    lots, places = logits.view(n, -1, LOT).max(-1)
+    best, lot = lots.max(-1)
+    return best, lot * LOT + places.gather(1, lot[:, None]).squeeze(1)

@@ -21,11 +21,15 @@ from hinny.ops.inputs import check_shapes
 from hinny.ops.norm import layer_norm_1p, rms_norm
 
 ThinActivation = Literal["gelu", "relu2"]
+WIDENED = 4096
+"""Rows of a matrix that are widened at a time where no kernel gives float32 sums of shorter numbers."""
 ACTIVATIONS = {None: None, "gelu": F.gelu, "relu2": relu2}
 
 
-def thin_linear(x: Tensor, weight: Tensor, *, activation: ThinActivation | None = None) -> Tensor:
-    """x (... k), weight (n k) → activation(x weight^T) (... n), in x's dtype.
+def thin_linear(x: Tensor, weight: Tensor, *, activation: ThinActivation | None = None,
+                wide: bool = False) -> Tensor:
+    """x (... k), weight (n k) → activation(x weight^T) (... n), in x's dtype; wide: in float32 at least, its sums not
+    rounded.
 
     A kernel for up to 64 rows in bfloat16 or float16 on a GPU; PyTorch's product for all else. Raises ValueError for
     shapes that do not fit, RuntimeError where gradients would be recorded.
@@ -38,8 +42,8 @@ def thin_linear(x: Tensor, weight: Tensor, *, activation: ThinActivation | None 
         from hinny.ops.kernels import thin as kernels  # here alone: Triton is imported where it runs
 
         if kernels.takes(x, weight):
-            return kernels.thin_linear(x, weight, activation, x.dtype)
-    y = F.linear(x, weight)
+            return kernels.thin_linear(x, weight, activation, torch.float32 if wide else x.dtype)
+    y = _wide_product(x, weight) if wide else F.linear(x, weight)
     act = ACTIVATIONS[activation]
     return y if act is None else act(y)
 
@@ -59,6 +63,20 @@ def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor | Non
             return kernels.add_norm(x, delta, weight, bias, eps)
     total = x if delta is None else x + delta
     return total, rms_norm(total, weight, eps) if bias is None else layer_norm_1p(total, weight, bias, eps)
+
+
+def _wide_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x weight^T in float32 or, of float64, in float64."""
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return F.linear(x, weight)
+    if x.is_cuda:
+        return torch.mm(x.flatten(0, -2), weight.T, out_dtype=torch.float32).unflatten(0, x.shape[:-1])
+    # PyTorch gives the wider type on a GPU alone: some rows of the matrix at a time, lest it be held whole
+    rows = x.float()
+    found = rows.new_empty(*x.shape[:-1], len(weight))
+    for columns, some in zip(found.split(WIDENED, -1), weight.split(WIDENED), strict=True):
+        columns.copy_(rows @ some.float().T)
+    return found
 
 
 def _refuse_gradients(op: str, *tensors: Tensor | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 
 import hinny
 from hinny.errors import HinnyError, RequestError
+from hinny.infer import core as cores
 from hinny.infer.engine import Engine
-from hinny.infer.sampler import Sampling
+from hinny.infer.limits import Limits
+from hinny.infer.request import Choice, Request
+from hinny.infer.sampling import Sampling
 from hinny.run import Run
 
 
@@ -29,9 +33,12 @@ def test_greedy_text_is_the_likeliest_token_again_and_again(engine: Engine) -> N
     assert list(engine.tokens(prompt, 10)) == tokens[len(prompt):]
 
 
-def test_a_padded_vocabulary_is_never_drawn_from(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.tokenizer, "vocab_size", 50)
-    assert max(engine.tokens([1, 2, 3], 30, Sampling(temperature=5.0, seed=0))) < 50
+def test_a_padded_vocabulary_is_never_drawn_from(trained_run: Run) -> None:
+    engine = Engine(trained_run.path)
+    with torch.no_grad():  # words that no text has, and that the model would like best
+        own = engine.model.embedding.weight
+        engine.model.embedding.weight = torch.nn.Parameter(torch.cat([own, 3 * own]), requires_grad=False)
+    assert max(engine.tokens([1, 2, 3], 30, Sampling(temperature=1.0, seed=0))) < engine.tokenizer.vocab_size
 
 
 def test_pieces_join_to_the_whole(engine: Engine) -> None:
@@ -55,10 +62,57 @@ def test_a_stop_string_ends_the_text_and_is_not_shown(engine: Engine) -> None:
 
 def test_unfinished_characters_are_held_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "naïve €5"
-    monkeypatch.setattr(engine, "tokens", lambda prompt, n, sampling: iter(text.encode()))
-    pieces = list(engine.stream("x", max_tokens=99))
+    written = iter(text.encode())
+    monkeypatch.setattr(cores, "choose", lambda logits, choosers, told: [Choice(next(written))])
+    pieces = list(engine.stream("x", max_tokens=len(text.encode())))
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces)
+
+
+def test_streams_of_one_engine_do_not_mix(engine: Engine) -> None:
+    prompts = ["The ", "def f(", "import "]
+    alone = [engine.generate(prompt, max_tokens=20) for prompt in prompts]
+    pieces: list[list[str]] = [[], [], []]
+    streams = [engine.stream(prompt, max_tokens=20) for prompt in prompts]
+    for turn in itertools.zip_longest(*streams, fillvalue=""):
+        for own, piece in zip(pieces, turn, strict=True):
+            own.append(piece)
+    assert ["".join(own) for own in pieces] == alone
+
+
+def test_a_longer_request_than_before_gets_a_larger_core(trained_run: Run) -> None:
+    engine = Engine(trained_run.path)
+    begun = engine.stream("The ", max_tokens=30)
+    first = next(begun)
+    context = engine.limits.context
+    assert len(list(engine.tokens([1] * context, 5))) <= 5
+    assert engine.limits.context > context
+    assert first + "".join(begun) == Engine(trained_run.path).generate("The ", max_tokens=30)
+
+
+def test_a_stream_that_is_dropped_frees_its_memory(engine: Engine) -> None:
+    stream = engine.stream("The ", max_tokens=500)
+    next(stream)
+    assert engine.core.stats().running == 1
+    stream.close()
+    assert (engine.core.stats().running, engine.core.stats().pages_used) == (0, 0)
+
+
+def test_many_requests_are_answered_as_each_alone(trained_run: Run) -> None:
+    engine = Engine(trained_run.path, limits=Limits(sequences=3, context=128, step_tokens=24, drafts=2))
+    requests = [Request(tuple(engine.tokenizer.encode(text)), 12, n=n)
+                for text, n in (("The ", 1), ("The cat", 2), ("def main", 1), ("x" * 40, 1))]
+    found = engine.complete(requests)
+    for request, answers in zip(requests, found, strict=True):
+        alone = list(Engine(trained_run.path).tokens(request.prompt, 12))
+        assert [[choice.token for choice in answer.choices] for answer in answers] == [alone] * request.n
+
+
+def test_a_request_beyond_the_limits_is_refused(trained_run: Run) -> None:
+    engine = Engine(trained_run.path, limits=Limits(sequences=2, context=64))
+    with pytest.raises(RequestError, match=r"max_tokens is 60.*takes 64"):
+        engine.generate("The cat", max_tokens=60)
+    assert engine.core.stats().waiting == 0
 
 
 @pytest.mark.parametrize(("prompt", "n"), [([], 5), ([1], 0)])

@@ -8,13 +8,13 @@ import torch
 from plain_reader import WORDS, Letters
 from small import small_model
 
-from hinny.infer import head
 from hinny.infer.precision import to_bfloat16
 from hinny.infer.reading.losses import losses
 from hinny.infer.reading.reader import ModelReader
 from hinny.infer.reading.requests import Score
 from hinny.infer.reading.stepper import Stepper
 from hinny.model import Model
+from hinny.ops import thin
 
 
 def loud(pattern: str) -> Model:
@@ -28,7 +28,7 @@ def loud(pattern: str) -> Model:
 @pytest.mark.parametrize("pattern", ["M", "1*M-"])
 def test_log_probabilities_are_those_of_unrounded_logits(pattern: str, under: str,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "WORDS_AT_ONCE", 10)  # not a divisor of the words
+    monkeypatch.setattr(thin, "WIDENED", 10)  # not a divisor of the words
     model, text = loud(pattern), tuple(range(1, 30))
     if under == "bfloat16 weights":
         to_bfloat16(model)

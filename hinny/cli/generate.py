@@ -1,0 +1,42 @@
+"""The verb that continues a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hinny.cli.serve import Device, Dtype, where
+from hinny.cli.shared import Threads, set_threads
+
+
+def generate(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens of this much mass.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Only tokens this share as likely as the likeliest.")] = None,
+    presence_penalty: Annotated[float, typer.Option(help="Taken off the logit of every token written before.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="Taken off it as often as it was written.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: less of what is there already.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the continuation; may be repeated.")] = None,
+    drafts: Annotated[int, typer.Option(help="Tokens guessed from the text so far and checked at once; greedy.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+) -> None:
+    """Continue a prompt, streamed to the terminal."""
+    from hinny.infer.engine import generate as stream
+
+    set_threads(threads)
+    device, weights = where(device, dtype)
+    for piece in stream(run, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                        min_p=min_p, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+                        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()), device=device,
+                        dtype=weights, drafts=drafts):
+        print(piece, end="", flush=True)
+    print()

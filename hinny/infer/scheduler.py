@@ -1,0 +1,262 @@
+"""Which sequences run which tokens next: admission, prompts in chunks, drafts, pre-emption. No tensors here."""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+from hinny.infer.drafts import Lookup
+from hinny.infer.limits import Limits
+from hinny.infer.pages import Copies, Memory
+from hinny.infer.prefixes import Match, Prefixes
+from hinny.infer.sequence import Continuation
+from hinny.infer.stats import Sums
+
+MOST_PENDING = 8
+"""Known tokens that a state must catch up with, beyond which no drafts are added to them."""
+
+
+@dataclass(slots=True)
+class Work:
+    """The next tokens of a sequence in a pass."""
+
+    sequence: Continuation
+    tokens: list[int]
+    """Known ones, then drafts."""
+    wanted: int
+    """At so many of the last tokens logits are needed."""
+    drafts: int = 0
+    """So many of the last tokens are guesses."""
+    spare: int | None = None
+    """Slot of the state before this pass, should a draft be wrong."""
+
+
+class Scheduler:
+    """Sequences that run and that wait. It changes their rows, and has rows copied, but never their tokens."""
+
+    def __init__(self, memory: Memory, prefixes: Prefixes, copies: Copies, limits: Limits) -> None:
+        self.memory, self.prefixes, self.copies, self.limits = memory, prefixes, copies, limits
+        self.recurrent = prefixes.recurrent
+        self.running: list[Continuation] = []
+        self.waiting: list[Continuation] = []
+        """Both in order of arrival."""
+        self.sums = Sums()
+
+    def add(self, sequence: Continuation) -> None:
+        """Let it wait for a place."""
+        insort(self.waiting, sequence, key=_order)
+
+    def schedule(self) -> list[Work]:
+        """The next pass: a token or more of every sequence that writes, then prompts, as long as tokens are left."""
+        work: list[Work] = []
+        left = self.limits.step_tokens
+        writing = [s for s in self.running if not s.reading]
+        for behind, sequence in zip(range(len(writing) - 1, -1, -1), writing, strict=True):
+            if sequence.slot is not None and (turn := self._write(sequence, left - behind)):
+                work.append(turn)
+                left -= len(turn.tokens)
+        for sequence in self.running:
+            if sequence.reading and left:
+                work.append(self._read(sequence, left))
+                left -= len(work[-1].tokens)
+        while left and self.waiting and len(self.running) < self.limits.sequences and self._admit(self.waiting[0]):
+            sequence = self.waiting.pop(0)
+            insort(self.running, sequence, key=_order)
+            work.append(self._read(sequence, left))
+            left -= len(work[-1].tokens)
+        return work
+
+    def done(self, work: Work, right: int) -> None:
+        """After the pass: the state holds its tokens. right: drafts that were, all before the first wrong one."""
+        sequence = work.sequence
+        self.sums.drafted += work.drafts
+        self.sums.accepted += right
+        if right == work.drafts:
+            sequence.held += len(work.tokens)
+        elif not self.recurrent:
+            sequence.held += len(work.tokens) - work.drafts + right
+        if work.spare is not None:
+            if right < work.drafts:
+                assert sequence.slot is not None
+                sequence.slot, work.spare = work.spare, sequence.slot
+            self.memory.slots.release((work.spare,))
+            work.spare = None
+        if sequence.reading:
+            self.sums.read += len(work.tokens)
+            ready = sequence.held == len(sequence.tokens)
+            sequence.reading = not ready
+            if sequence.held in sequence.cuts or (ready and not self.recurrent):
+                self._snapshot(sequence)
+
+    def undo(self, work: Work) -> None:
+        """After a pass that failed: give up the spare slot; nobody knows what the others hold."""
+        if work.spare is not None:
+            self.memory.slots.release((work.spare,))
+            work.spare = None
+
+    def fork(self, parent: Continuation, child: Continuation) -> bool:
+        """Let `child` go on from the parent's state, which holds the whole prompt. Whether there was room."""
+        memory = self.memory
+        full, part = divmod(parent.held, memory.page) if memory.pages.total else (0, 0)
+        if len(self.running) >= self.limits.sequences or not self.prefixes.make_room(bool(part), 1):
+            return False
+        assert parent.slot is not None
+        child.slot = memory.slots.take()
+        if self.recurrent:
+            self.copies.copy_slot(parent.slot, child.slot)
+        child.pages = parent.pages[:full]
+        memory.pages.share(child.pages)
+        if part:
+            child.pages.append(memory.pages.take())
+            self.copies.copy_page(parent.pages[full], child.pages[full])
+        child.held, child.reading, child.cached = parent.held, False, parent.cached
+        insort(self.running, child, key=_order)
+        return True
+
+    def end(self, sequence: Continuation, *, keep: bool) -> None:
+        """Take its rows; keep: its state goes to the prefix cache, as it is, for a prompt that begins with its text."""
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
+            return
+        tokens = sequence.tokens[:sequence.held]
+        if keep and self.prefixes.lacks(tokens):
+            self.prefixes.keep(tokens, sequence.pages[:self.memory.needed(len(tokens))],
+                               sequence.slot if self.recurrent else None)
+        self.running.remove(sequence)
+        self._release(sequence)
+
+    def _write(self, sequence: Continuation, most: int) -> Work | None:
+        """The next tokens of a sequence that writes; None: it was pre-empted, for want of a page."""
+        held, known = sequence.held, len(sequence.tokens)
+        pending = known - held
+        if pending > most:  # tokens behind a wrong draft, more than others leave room for
+            pending, known = most, held + most
+        if self.memory.pages.total and not self._pages(sequence, known):
+            return None
+        if known < len(sequence.tokens):
+            return Work(sequence, sequence.tokens[held:known], 0)
+        if sequence.lookup and pending <= MOST_PENDING:
+            return self._guess(sequence, sequence.lookup, min(self.limits.drafts, most - pending, sequence.left - 1))
+        return Work(sequence, sequence.tokens[held:], 1)
+
+    def _guess(self, sequence: Continuation, lookup: Lookup, most: int) -> Work:
+        """The known tokens and up to `most` drafts, for which no other sequence has to give up anything."""
+        known = sequence.tokens[sequence.held:]
+        work = Work(sequence, known, 1)
+        promised = bool(self.waiting) and len(self.running) < self.limits.sequences
+        if most < 1 or (self.recurrent and self.memory.slots.free <= promised):
+            return work
+        for token in sequence.tokens[len(lookup.tokens):]:
+            lookup.append(token)
+        guesses = lookup.propose(most)
+        pages = self.memory.needed(len(sequence.tokens) + len(guesses)) - len(sequence.pages)
+        if not guesses or pages > self.memory.pages.free:
+            return work
+        sequence.pages += [self.memory.pages.take() for _ in range(pages)]
+        if self.recurrent:
+            assert sequence.slot is not None
+            work.spare = self.memory.slots.take()
+            self.copies.copy_slot(sequence.slot, work.spare)
+        work.tokens, work.drafts, work.wanted = known + guesses, len(guesses), 1 + len(guesses)
+        return work
+
+    def _read(self, sequence: Continuation, most: int) -> Work:
+        """The next chunk of tokens known before: up to a cut, and at most so many."""
+        held, known = sequence.held, len(sequence.tokens)
+        to = min([held + most, known, *(cut for cut in sequence.cuts if cut > held)])
+        return Work(sequence, sequence.tokens[held:to], int(to == known))
+
+    def _pages(self, sequence: Continuation, tokens: int) -> bool:
+        """Give it pages for so many tokens, pre-empting the newest if need be. False: it was that one itself."""
+        more = self.memory.needed(tokens) - len(sequence.pages)
+        if more <= 0:
+            return True
+        while not self.prefixes.make_room(more, 0):
+            newest = self.running.pop()
+            self.sums.preemptions += 1
+            self._release(newest)
+            self.add(newest)
+            if newest is sequence:
+                return False
+        sequence.pages += [self.memory.pages.take() for _ in range(more)]
+        return True
+
+    def _release(self, sequence: Continuation) -> None:
+        """Its rows are others' to take; what it has read and written stays known, to be read again."""
+        assert sequence.slot is not None
+        self.memory.pages.release(sequence.pages)
+        self.memory.slots.release((sequence.slot,))
+        sequence.pages, sequence.slot, sequence.held, sequence.reading = [], None, 0, True
+        sequence.cuts.clear()
+
+    def _admit(self, sequence: Continuation) -> bool:
+        """Give it a slot and pages for all its tokens and one more, if there is room; with a prefix held already."""
+        match = self.prefixes.match(sequence.tokens, len(sequence.tokens) - 1)
+        if not self._start(sequence, match):
+            # the cached state itself may be what takes the room
+            if not match.entry or not self._start(sequence, Match(known=match.known)):
+                return False
+            match = Match(known=match.known)
+        if len(sequence.tokens) == sequence.prompt:
+            self._begin(sequence, match)
+        return True
+
+    def _begin(self, sequence: Continuation, match: Match) -> None:
+        """Count a prompt that is begun, and say where snapshots of it are wanted."""
+        sequence.cached = match.held
+        self.sums.prompts += 1
+        self.sums.hits += match.held > 0
+        self.sums.prompt_tokens += sequence.prompt
+        self.sums.cached += match.held
+        if self.recurrent and self.prefixes.most != 0:
+            prompt = sequence.request.prompt
+            # a prompt that comes again needs the state before its last token: that one must be run for logits
+            for cut in {match.known, len(prompt) - 1}:
+                if cut - match.held >= self.prefixes.worth and self.prefixes.lacks(prompt[:cut]):
+                    sequence.cuts.add(cut)
+            self.prefixes.learn(prompt)
+
+    def _start(self, sequence: Continuation, match: Match) -> bool:
+        """Rows for a sequence, the ones of `match` copied or shared. False, and nothing changed, without room."""
+        memory, entry = self.memory, match.entry
+        full, part = divmod(match.held, memory.page) if memory.pages.total else (0, 0)
+        more = memory.needed(len(sequence.tokens) + 1) - full
+        lent = entry.pages[:full + bool(part)] if entry else ()
+        snapshot = (entry.slot,) if entry and entry.slot is not None else ()
+        memory.pages.share(lent)
+        memory.slots.share(snapshot)
+        # a page for each that writes: who is let in only to be pre-empted reads for nothing
+        reserve = len(self.running) if memory.pages.total else 0
+        room = memory.pages.available >= more + reserve and self.prefixes.make_room(more, 1)
+        if room:
+            sequence.slot = memory.slots.take()
+            sequence.pages = [*lent[:full], *(memory.pages.take() for _ in range(more))]
+            sequence.held, sequence.reading = match.held, True
+            if part:
+                self.copies.copy_page(lent[full], sequence.pages[full])
+            if snapshot:
+                self.copies.copy_slot(snapshot[0], sequence.slot)
+            elif self.recurrent:
+                self.copies.clear_slot(sequence.slot)
+        memory.pages.release(lent[full:] if room else lent)
+        memory.slots.release(snapshot)
+        return room
+
+    def _snapshot(self, sequence: Continuation) -> None:
+        """Keep the state of a sequence that goes on from it, if there is a slot for it."""
+        tokens, slot = sequence.tokens[:sequence.held], None
+        if not self.prefixes.lacks(tokens):
+            return
+        if self.recurrent:
+            if not self.prefixes.make_place():
+                return
+            assert sequence.slot is not None
+            slot = self.memory.slots.take()
+            self.copies.copy_slot(sequence.slot, slot)
+        self.prefixes.keep(tokens, sequence.pages[:self.memory.needed(len(tokens))], slot)
+        if slot is not None:
+            self.memory.slots.release((slot,))
+
+
+def _order(sequence: Continuation) -> tuple[int, int]:
+    return sequence.order
