@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,13 +15,19 @@ from ranks import run_ranks
 from small import small_config
 from torch import Tensor
 
+from hinny import load_recipe
 from hinny.infer.head import logits
+from hinny.infer.parts import Part
+from hinny.infer.precision import to_bfloat16
+from hinny.infer.prepare import prepare
+from hinny.infer.runner import ModelRunner
 from hinny.infer.sums import ONE_SHOT_BYTES, How, Sums
 from hinny.infer.tensor import Head, random_model, tensor_parallel
 from hinny.model import Model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
 V = 64
+STEPS = 40
 HOWS: tuple[How, ...] = ("one-shot", "collective")
 
 
@@ -103,6 +110,46 @@ def _made_apart() -> dict[str, Any]:
     return {"finite": bool(hidden.isfinite().all()), "type": hidden.dtype, "one-shot": sums.one_shot,
             "bytes": torch.cuda.memory_allocated() - before,
             "needed": sum(p.nbytes for p in model.parameters()) + hidden.nbytes}
+
+
+def _decoded() -> dict[str, tuple[float, float]]:
+    """How far recorded steps over pools are from one GPU in float32: those of two GPUs, and a plain pass in bfloat16.
+
+    Few rows a step: the ranks' sums are made together with the norms behind them.
+    """
+    found = {}
+    for how in HOWS:
+        sums = _made(how)
+        for name in ("130m-hybrid", "130m-transformer", "130m-mamba"):
+            config = load_recipe(name, ["model.vocab_size=1024"]).model
+            exact = Model(config)
+            exact.init_weights(0)
+            exact.requires_grad_(False)
+            short = copy.deepcopy(exact)
+            to_bfloat16(short)
+            part = copy.deepcopy(short)
+            tensor_parallel(part, sums)
+            prepare(part.to(sums.device))
+            exact, short = exact.to(sums.device), short.to(sums.device)
+            runner = ModelRunner(part, slots=4, pages=12, head=Head(part, 1024, sums), sums=sums, words=1024)
+            texts = torch.randint(1024, (3, STEPS), generator=torch.Generator().manual_seed(5)).tolist()
+            answers = []
+            for slot in range(3):
+                runner.clear_slot(slot)
+            for step in range(STEPS):
+                rows = runner.run([Part(i, [3 * i, 3 * i + 1], step, [text[step]]) for i, text in enumerate(texts)])
+                answers.append(rows.clone())
+            tokens = torch.tensor(texts, device=sums.device)
+            wanted, got = exact(tokens), torch.stack(answers, 1)
+            found[f"{name} {how}"] = tuple(((x.float() - wanted).norm() / wanted.norm()).item()
+                                           for x in (got, short(tokens)))
+    return found
+
+
+def test_recorded_steps_of_two_gpus_are_as_near_to_float32_as_a_plain_pass() -> None:
+    for found in run_ranks(2, _decoded):
+        for name, (far, near) in found.items():
+            assert far < 1.5 * near + 1e-3, (name, far, near)
 
 
 def test_two_gpus_answer_as_one() -> None:
