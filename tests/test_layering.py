@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
               "checkpoint", "tokenizer", "run", "verb"},
     "evals": {"errors", "config", "run", "data", "checkpoint", "infer", "tokenizer"},
     "bench": {"errors", "config", "pattern", "counts", "predict", "memory", "run", "ops", "state", "model", "parallel",
-              "data", "train", "infer", "study", "tokenizer", "verb"},
+              "checkpoint", "data", "train", "infer", "study", "tokenizer", "verb"},
     "tune": {"errors", "run", "ops", "bench", "verb"},
     "study": {"errors", "config", "pattern", "counts", "predict", "run", "verb"},
     "progress": set(),

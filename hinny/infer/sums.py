@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hinny.errors import BackendError
+from hinny.ops import peers
 
 How = Literal["auto", "one-shot", "collective"]
 
@@ -26,9 +27,6 @@ ONE_SHOT_RANKS = (2, 4, 8)
 ONE_SHOT_TYPES = (torch.bfloat16, torch.float32)
 ALIGNED = 16
 """Bytes that a thread moves at a time."""
-
-FUSED_ROWS = 64
-"""Rows of a decoding step, whose sums are made together with the norm behind them."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +66,7 @@ class Sums:
         self.one_shot = how != "collective" and hindrance is None
         self._shared = _shared(ONE_SHOT_BYTES, group, device) if self.one_shot else None
         self._fused: tuple[Tensor, ...] | None = None
+        self._columns: tuple[Tensor, ...] | None = None
         if how == "auto" and self.rank == 0:
             kind = f"one-shot up to {ONE_SHOT_BYTES >> 10} KB" if self.one_shot else f"none one-shot, for {hindrance}"
             logger.info("sums of %d ranks: %s; else %s", self.size, kind, dist.get_backend(group))
@@ -84,7 +83,7 @@ class Sums:
 
     def takes(self, x: Tensor) -> bool:
         """Whether `add_norm` is for rows like x (... d); the same on all ranks."""
-        return self.one_shot and x.dtype in ONE_SHOT_TYPES and 0 < x.numel() // x.shape[-1] <= FUSED_ROWS
+        return self.one_shot and x.dtype in ONE_SHOT_TYPES and 0 < x.numel() // x.shape[-1] <= peers.MOST_ROWS
 
     def add_norm(self, norm: Norm, x: Tensor, delta: Tensor, place: int) -> tuple[Tensor, Tensor]:
         """x (... d) + the sum of the ranks' delta, and its norm, in one launch: what `takes` takes.
@@ -92,26 +91,38 @@ class Sums:
         place: 0, 1 or 2, another one than the call before had. The first call makes memory that the ranks share: no
         graph may record it.
         """
-        from hinny.ops.kernels import peers  # here alone: Triton is imported where it runs
-
         if self._fused is None:
-            self._fused = self._places(x)
+            self._fused = self._places(peers.PLACES * peers.MOST_ROWS * x.shape[-1] * x.element_size(),
+                                       torch.zeros(peers.sum_flags(self.size)))
         parts, flags, *_ = self._fused
         return peers.sum_norm(x, delta, norm.weight, norm.bias, norm.eps, parts, flags, place, self.rank, self.size)
 
-    def _places(self, like: Tensor) -> tuple[Tensor, ...]:
-        """Where the ranks' parts and flags of `add_norm` begin, each (ranks,) int64 on the device, and the memory."""
-        from hinny.ops.kernels.peers import MOST_ROWS, PLACES
+    def gather(self, x: Tensor) -> Tensor:
+        """x (r c) → (r, ranks * c), the columns of all ranks in their order, on each of them.
 
-        kept = [_shared(PLACES * MOST_ROWS * like.shape[-1] * like.element_size(), self.group, self.device),
-                _shared(PLACES * self.size * MOST_ROWS * 4, self.group, self.device)]
-        kept[1].zero_()
+        By one launch for each 64 rows where sums are one-shot. The first call makes memory for so many columns.
+        """
+        if not self.one_shot or x.dtype not in ONE_SHOT_TYPES or not len(x):
+            return self._gathered(x)
+        needed = peers.MOST_ROWS * x.shape[-1] * x.element_size()
+        if self._columns is None:
+            flags = torch.arange(peers.gather_flags(self.size)) // (peers.gather_flags(self.size) // 2)
+            self._columns = self._places(needed, flags)
+        parts, flags, memory, _ = self._columns
+        assert needed <= memory.nbytes, f"{needed} bytes of {memory.nbytes}: a model has one number of words"
+        pieces = [peers.gather(piece, parts, flags, self.rank, self.size) for piece in x.split(peers.MOST_ROWS)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _places(self, size: int, flags: Tensor) -> tuple[Tensor, ...]:
+        """Where the ranks' `size` bytes of numbers and their flags begin, each (ranks,) int64 on the device, and this
+        rank's of both. flags: what they begin as."""
+        kept = [_shared(size, self.group, self.device), _shared(4 * len(flags), self.group, self.device)]
+        kept[1].view(torch.int32).copy_(flags)
         torch.cuda.synchronize(self.device)
         dist.barrier(self.group)
         return *(torch.tensor(_addresses(memory, self.group), device=self.device) for memory in kept), *kept
 
-    def gather(self, x: Tensor) -> Tensor:
-        """x (r c) → (r, ranks * c), the columns of all ranks in their order, on each of them."""
+    def _gathered(self, x: Tensor) -> Tensor:
         parts = x.new_empty(self.size, *x.shape)
         dist.all_gather_into_tensor(parts.flatten(0, 1), x.contiguous(), group=self.group)
         return parts.movedim(0, 1).flatten(1)

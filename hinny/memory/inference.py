@@ -2,7 +2,8 @@
 
     weights       every parameter in the type it is held in: projections, embedding and head in `width` bytes
     keys          room for `tokens` keys and values of every attention layer, in the weights' type
-    states        of the Mamba layers, float32: they do not grow; the layer at work holds the new one beside the old
+    states        of the Mamba layers, float32: they do not grow; the layer at work holds the new one beside the old,
+                  and Mamba-1 its rates, as many numbers as a state has, in two orders
     activations   of one piece of the text in the layer that needs the most of them, beside the residual stream
     workspace     cuBLAS's
 
@@ -37,7 +38,7 @@ def inference(model: ModelConfig, *, tokens: int, piece: int, rows: int = 1, wid
     layers = [counts.layer(model, kind) for kind in kinds]
     parts = {"weights": counts.weight_bytes(model, dtype_bytes=width),
              "keys": rows * tokens * counts.kv_bytes_per_token(model, dtype_bytes=width),
-             "states": rows * (counts.state_bytes(model) + 4 * max(one.state for one in layers)),
+             "states": rows * (counts.state_bytes(model) + 4 * max(one.state for one in layers)) + _rates(model),
              "activations": width * rows * min(piece, tokens) * (kept + max(_LAYERS[kind](model) for kind in kinds)),
              "workspace": WORKSPACE}
     return {"memory_bytes": sum(parts.values()), "parts": parts}
@@ -70,6 +71,12 @@ def _mamba1(model: ModelConfig) -> int:
     assert c is not None
     di = c.expand * model.d_model
     return 5 * di + c.dt_rank + 2 * c.d_state
+
+
+def _rates(model: ModelConfig) -> int:
+    """Bytes of Mamba-1's rates, and of these by states and channels."""
+    c = model.mamba1
+    return 0 if c is None else 2 * 4 * c.expand * model.d_model * c.d_state
 
 
 _LAYERS: dict[str, Callable[[ModelConfig], int]] = {"M": _mamba2, "1": _mamba1, "*": _attention, "-": _mlp}
