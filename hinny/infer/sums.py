@@ -65,7 +65,7 @@ class Sums:
             raise BackendError(f"one-shot sums were asked for, and {hindrance}. Give \"auto\" or \"collective\".")
         self.one_shot = how != "collective" and hindrance is None
         self._shared = _shared(ONE_SHOT_BYTES, group, device) if self.one_shot else None
-        self._fused: tuple[Tensor, ...] | None = None
+        self._parts: tuple[Tensor, ...] | None = None
         self._columns: tuple[Tensor, ...] | None = None
         if how == "auto" and self.rank == 0:
             kind = f"one-shot up to {ONE_SHOT_BYTES >> 10} KB" if self.one_shot else f"none one-shot, for {hindrance}"
@@ -83,7 +83,7 @@ class Sums:
 
     def takes(self, x: Tensor) -> bool:
         """Whether `add_norm` is for rows like x (... d); the same on all ranks."""
-        return self.one_shot and x.dtype in ONE_SHOT_TYPES and 0 < x.numel() // x.shape[-1] <= peers.MOST_ROWS
+        return self.one_shot and x.dtype == torch.bfloat16 and 0 < x.numel() // x.shape[-1] <= peers.MOST_ROWS
 
     def add_norm(self, norm: Norm, x: Tensor, delta: Tensor, place: int) -> tuple[Tensor, Tensor]:
         """x (... d) + the sum of the ranks' delta, and its norm, in one launch: what `takes` takes.
@@ -91,36 +91,44 @@ class Sums:
         place: 0, 1 or 2, another one than the call before had. The first call makes memory that the ranks share: no
         graph may record it.
         """
-        if self._fused is None:
-            self._fused = self._places(peers.PLACES * peers.MOST_ROWS * x.shape[-1] * x.element_size(),
-                                       torch.zeros(peers.sum_flags(self.size)))
-        parts, flags, *_ = self._fused
-        return peers.sum_norm(x, delta, norm.weight, norm.bias, norm.eps, parts, flags, place, self.rank, self.size)
+        if self._parts is None:
+            words = _shared(8 * peers.sum_words(x.shape[-1], self.size), self.group, self.device)
+            counts = torch.zeros(peers.MOST_ROWS, dtype=torch.int32, device=self.device)
+            self._parts = self._addresses(words.zero_()), counts, words
+        parts, counts, _ = self._parts
+        return peers.sum_norm(x, delta, norm.weight, norm.bias, norm.eps, parts, counts, place, self.rank, self.size)
 
     def gather(self, x: Tensor) -> Tensor:
         """x (r c) → (r, ranks * c), the columns of all ranks in their order, on each of them.
 
-        By one launch for each 64 rows where sums are one-shot. The first call makes memory for so many columns.
+        By one launch where sums are one-shot and rows few; the next call overwrites its result then. The first call
+        makes memory for so many columns.
         """
         if not self.one_shot or x.dtype not in ONE_SHOT_TYPES or not len(x):
             return self._gathered(x)
-        needed = peers.MOST_ROWS * x.shape[-1] * x.element_size()
+        if len(x) > peers.MOST_ROWS:
+            return torch.cat([self.gather(piece).clone() for piece in x.split(peers.MOST_ROWS)])
+        columns = self.size * x.shape[-1]
         if self._columns is None:
-            flags = torch.arange(peers.gather_flags(self.size)) // (peers.gather_flags(self.size) // 2)
-            self._columns = self._places(needed, flags)
-        parts, flags, memory, _ = self._columns
-        assert needed <= memory.nbytes, f"{needed} bytes of {memory.nbytes}: a model has one number of words"
-        pieces = [peers.gather(piece, parts, flags, self.rank, self.size) for piece in x.split(peers.MOST_ROWS)]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            made = _shared(peers.MOST_ROWS * columns * x.element_size(), self.group, self.device)
+            flags = _shared(4 * peers.gather_flags(self.size), self.group, self.device)
+            self._columns = self._addresses(made), self._addresses(flags.zero_()), made, flags
+        parts, flags, made, _ = self._columns
+        size = len(x) * columns * x.element_size()
+        assert peers.MOST_ROWS * columns * x.element_size() == made.nbytes, "a model has one number of words"
+        peers.gather(x, parts, flags, self.rank, self.size)
+        return made[:size].view(x.dtype).view(-1, columns)
 
-    def _places(self, size: int, flags: Tensor) -> tuple[Tensor, ...]:
-        """Where the ranks' `size` bytes of numbers and their flags begin, each (ranks,) int64 on the device, and this
-        rank's of both. flags: what they begin as."""
-        kept = [_shared(size, self.group, self.device), _shared(4 * len(flags), self.group, self.device)]
-        kept[1].view(torch.int32).copy_(flags)
+    def _addresses(self, shared: Tensor) -> Tensor:
+        """Where each rank's part of shared memory lies, as this one sees it: (ranks,) int64 on the device. All ranks
+        have filled theirs then."""
+        import torch.distributed._symmetric_memory as symmetric
+
+        found = list(symmetric.rendezvous(shared, self.group).buffer_ptrs)
+        assert found[self.rank] == shared.data_ptr(), (found, shared.data_ptr())
         torch.cuda.synchronize(self.device)
         dist.barrier(self.group)
-        return *(torch.tensor(_addresses(memory, self.group), device=self.device) for memory in kept), *kept
+        return torch.tensor(found, device=self.device)
 
     def _gathered(self, x: Tensor) -> Tensor:
         parts = x.new_empty(self.size, *x.shape)
@@ -160,12 +168,3 @@ def _shared(size: int, group: dist.ProcessGroup, device: torch.device) -> Tensor
     place = symmetric.empty(size, dtype=torch.uint8, device=device)
     symmetric.rendezvous(place, group)
     return place
-
-
-def _addresses(shared: Tensor, group: dist.ProcessGroup) -> list[int]:
-    """Where each rank's part of shared memory lies, as this one sees it."""
-    import torch.distributed._symmetric_memory as symmetric
-
-    found = list(symmetric.rendezvous(shared, group).buffer_ptrs)
-    assert found[dist.get_rank(group)] == shared.data_ptr(), (found, shared.data_ptr())
-    return found

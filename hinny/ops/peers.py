@@ -19,33 +19,35 @@ PROGRAMS = 128
 """That gather: each has a processor of its own on every GPU that is fast enough to share a model."""
 
 
-def sum_flags(ranks: int) -> int:
-    """Flags (int32) of each rank for `sum_norm`, which begin as zeros."""
-    return PLACES * ranks * MOST_ROWS
+def sum_words(d: int, ranks: int) -> int:
+    """Words (int64) of each rank for `sum_norm` of rows of d numbers; they begin as zeros."""
+    return PLACES * ranks * MOST_ROWS * (d // 2)
 
 
 def gather_flags(ranks: int) -> int:
-    """Flags (int32) of each rank for `gather`: the first half begins as zeros, the second as ones."""
+    """Flags (int32) of each rank for `gather`; they begin as zeros."""
     return 2 * ranks * PROGRAMS
 
 
-def sum_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps: float, parts: Tensor, flags: Tensor,
+def sum_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps: float, parts: Tensor, counts: Tensor,
              place: int, rank: int, ranks: int) -> tuple[Tensor, Tensor]:
     """x (... d) + the sum of the ranks' delta (... d), rounded as x is, and its norm as `hinny.ops.add_norm` gives it.
 
-    parts, flags (ranks,) int64: addresses, as this rank sees them, of each rank's PLACES x MOST_ROWS x d numbers and of
-    its flags. place < PLACES: another one than that of the sums before and behind. At most MOST_ROWS rows.
+    bfloat16, d even, at most MOST_ROWS rows. parts (ranks,) int64: addresses, as this rank sees them, of each rank's
+    words; counts (MOST_ROWS,) int32: sums of each row so far, zeros at the beginning, which it counts on. place <
+    PLACES: another one than that of the sums before and behind.
     """
     from hinny.ops.kernels import peers  # here alone: Triton is imported where it runs
 
-    return peers.sum_norm(x, delta, weight, bias, eps, parts, flags, place, rank, ranks)
+    return peers.sum_norm(x, delta, weight, bias, eps, parts, counts, place, rank, ranks)
 
 
-def gather(x: Tensor, parts: Tensor, flags: Tensor, rank: int, ranks: int) -> Tensor:
-    """x (m c), at most MOST_ROWS rows → (m ranks*c), the columns of all ranks in their order.
+def gather(x: Tensor, parts: Tensor, flags: Tensor, rank: int, ranks: int) -> None:
+    """x (m c), at most MOST_ROWS rows, goes into columns `rank` c … of every rank's result (m ranks*c), which holds
+    those of all ranks then.
 
-    parts, flags (ranks,) int64: addresses of each rank's MOST_ROWS x c numbers and of its flags.
+    parts, flags (ranks,) int64: addresses of each rank's result and of its flags.
     """
     from hinny.ops.kernels import peers
 
-    return peers.gather(x, parts, flags, rank, ranks)
+    peers.gather(x, parts, flags, rank, ranks)
