@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hinny import ops
 from hinny.errors import BackendError
 from hinny.infer.core import Core
-from hinny.infer.head import likeliest
 from hinny.infer.limits import PAGE, Limits
 from hinny.infer.parts import Part
 from hinny.infer.prepare import prepare
@@ -57,7 +57,7 @@ class Ours:
         for step in range(WARM_UP + tokens):
             parts = [Part(slot, pages[slot], start + step, (written[slot],)) for slot in range(batch)]
             begun = self._now()
-            written = likeliest(runner.run(parts))[1].tolist()  # on the host: the step is over
+            written = ops.likeliest(runner.run(parts))[1].tolist()  # on the host: the step is over
             seconds.append(time.perf_counter() - begun)
         return seconds[WARM_UP:]
 
@@ -107,9 +107,9 @@ class Ours:
         return runner.run([Part(0, pages[0], 0, prompt)])[0]
 
     def free(self) -> None:
-        """Gives back what the points before held."""
-        gc.collect()
+        """Gives back what the points before held of a GPU."""
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 

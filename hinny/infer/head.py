@@ -7,9 +7,6 @@ from torch import Tensor
 
 from hinny import ops
 
-LOT = 1024
-"""Words among which a likeliest one is found at a time: a GPU has few rows, and many parts of one to look through."""
-
 
 def logits(hidden: Tensor, words: Tensor) -> Tensor:
     """hidden (n d), words (v d), the head's rows → (n v), in float32 or, for a float64 model, in float64.
@@ -20,14 +17,3 @@ def logits(hidden: Tensor, words: Tensor) -> Tensor:
     with torch.autocast(hidden.device.type, enabled=False):
         # under autocast the words are still in float32
         return ops.thin_linear(hidden, words.to(hidden.dtype), wide=True)
-
-
-def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """logits (n v) → the largest of each row (n,), and which it is (n,): of equal ones the first."""
-    n, v = logits.shape
-    if not logits.is_cuda or v % LOT:
-        best, tokens = logits.max(-1)
-        return best, tokens
-    lots, places = logits.view(n, -1, LOT).max(-1)
-    best, lot = lots.max(-1)
-    return best, lot * LOT + places.gather(1, lot[:, None]).squeeze(1)

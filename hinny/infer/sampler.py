@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hinny import ops
 from hinny.errors import RequestError
-from hinny.infer.head import likeliest
 from hinny.infer.request import Choice
 from hinny.infer.sampling import Sampling
 
@@ -93,7 +93,7 @@ def choose(logits: Tensor, choosers: Sequence[Chooser], logprobs: Sequence[int |
     assert (len(choosers), len(logprobs)) == (len(logits),) * 2, (logits.shape, len(choosers), len(logprobs))
     if not choosers:
         return []
-    best, tokens = likeliest(logits)
+    best, tokens = ops.likeliest(logits)
     for part in _lots([i for i, chooser in enumerate(choosers) if not chooser.plain], logits):
         where = _moved(part, logits)
         best[where], tokens[where] = _drawn(logits[where], [choosers[i] for i in part])
@@ -142,7 +142,7 @@ def _drawn(logits: Tensor, choosers: Sequence[Chooser]) -> tuple[Tensor, Tensor]
         pairs = [(i, t) for i, chooser in enumerate(choosers) for t in chooser.forbidden]
         row, token = _moved(np.array(pairs, np.int64).T, logits)
         logits[row, token] = float("-inf")
-    best, tokens = likeliest(logits)
+    best, tokens = ops.likeliest(logits)
     options = [chooser.sampling for chooser in choosers]
     if not any(o.temperature for o in options):
         return best, tokens

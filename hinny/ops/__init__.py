@@ -6,6 +6,7 @@ from hinny.ops.attention import attention, attention_reference, rope
 from hinny.ops.backend import use_backend
 from hinny.ops.conv import causal_conv, causal_conv_reference, causal_conv_step
 from hinny.ops.decode import conv_update, mamba2_update, ssd_update
+from hinny.ops.likeliest import likeliest
 from hinny.ops.linear import linear, split_linear
 from hinny.ops.loss import (
     linear_cross_entropy,
@@ -33,6 +34,7 @@ __all__ = [
     "flush_replay",
     "gated_rms_norm",
     "layer_norm_1p",
+    "likeliest",
     "linear",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",

@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hinny.ops.kernels.compile import Compilation
 from hinny.ops.kernels.gates import LOG2_E, sigmoid, softplus
@@ -91,7 +91,10 @@ def ssd_update_kernel(
     """x (b t h p), dt (b t h), B, C (b t g n) by the stride of a token; SIZES: h, p, g, n, N, the power of 2 from n.
 
     EARLY: the launch before this one writes x, B and C and not the state, and need not be over when the state is read.
+    The next one may begin when all programs of this one have.
     """
+    if EARLY:
+        gdc_launch_dependents()
     h: tl.constexpr = SIZES[0]
     p: tl.constexpr = SIZES[1]
     g: tl.constexpr = SIZES[2]
