@@ -10,12 +10,15 @@ With EARLY a launch begins before the one in front of it has ended: what a matri
 so a program asks for its first ones, and then waits for the rest of its inputs. So the memory has work between two
 launches, of which a step of the 8B models has hundreds. Every kernel here that begins early waits before it ends: who
 waits for it has then waited for all before it.
+A matrix of int8 or 8-bit floats has a scale for each of its rows: the memory sends the short numbers, which are widened
+in registers, and the sums are multiplied by the scales at the end.
 Letters: m rows, n columns of the result, k of the inputs; d channels in groups of `size`.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -24,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hinny.ops.kernels.compile import Compilation
+from hinny.ops.kernels.compile import TARGETS, Compilation
 from hinny.ops.kernels.gates import sigmoid
 from hinny.ops.kernels.launches import launch, overlaps, rules
 from hinny.ops.kernels.operators import on_its_device
@@ -35,6 +38,8 @@ UNIT = 512
 MOST_COUNTERS = 65536
 """Blocks of rows of a matrix whose inputs are shared out, at most."""
 LARGEST_NORM = 16384
+KNOW_FLOAT8 = ("sm90", "sm100")
+"""Of `compile.TARGETS`."""
 
 
 @triton.jit
@@ -56,39 +61,85 @@ def ask(at):
 
 
 @triton.jit
+def widened(v, EARLY: tl.constexpr):
+    """v → the same numbers in float32."""
+    if EARLY and v.dtype == tl.int8:
+        # a byte b is read as 2^23 + b + 128, four at a time: the conversion of integers has a quarter of other
+        # instructions' rate, which is about the memory's
+        return tl.inline_asm_elementwise("""{
+            .reg .b32 bytes, a, b, c, d;
+            xor.b32 bytes, $4, 0x80808080;
+            prmt.b32 a, bytes, 0x4B000000, 0x7650;
+            prmt.b32 b, bytes, 0x4B000000, 0x7651;
+            prmt.b32 c, bytes, 0x4B000000, 0x7652;
+            prmt.b32 d, bytes, 0x4B000000, 0x7653;
+            add.f32 $0, a, 0fCB000080;
+            add.f32 $1, b, 0fCB000080;
+            add.f32 $2, c, 0fCB000080;
+            add.f32 $3, d, 0fCB000080;
+            }""", "=f,=f,=f,=f,r", [v], dtype=tl.float32, is_pure=True, pack=4)
+    return v.to(tl.float32)
+
+
+@triton.jit
+def widened_pairs(v, dtype: tl.constexpr, EARLY: tl.constexpr):
+    """v int8 or float8, as the tensor cores have it, two numbers in a register of 16 bits → the same in dtype."""
+    if EARLY and v.dtype == tl.int8 and dtype == tl.bfloat16:
+        # a byte's last 7 bits are added to 128, and from that 128 or, by its first bit, 256 is taken: Triton's own way
+        # puts four bytes in a register first, and takes a third more instructions for a tile
+        return tl.inline_asm_elementwise("""{
+            .reg .b32 b, low, high;
+            cvt.u32.u16 b, $1;
+            prmt.b32 b, b, 0x43434343, 0x4140;
+            and.b32 low, b, 0xFF7FFF7F;
+            lop3.b32 high, b, 0x00800080, 0xC300C300, 0xEA;
+            add.rn.bf16x2 $0, low, high;
+            }""", "=r,h", [v], dtype=tl.bfloat16, is_pure=True, pack=2)
+    if v.dtype == tl.int8:
+        return v.to(dtype)
+    # by way of float32: straight has a quarter of the rate
+    return v.to(tl.float32).to(dtype)
+
+
+@triton.jit
 def row_kernel(
-    x, w, y, n, k, ACTIVATION: tl.constexpr, EARLY: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr,
+    x, w, scale, y, n, k, ACTIVATION: tl.constexpr, EARLY: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """x (k,), w (n k), y (n,); WIDE * STEPS columns are asked for at once."""
+    """x (k,), w (n k), scale (n,) or None, y (n,); WIDE * STEPS columns are asked for at once."""
     if EARLY:
         gdc_launch_dependents()
     rows = tl.program_id(0) * TALL + tl.arange(0, TALL)
     columns = tl.arange(0, WIDE)
     at = w + rows.to(tl.int64)[:, None] * k + columns[None, :]
     inside = (rows < n)[:, None]
+    if scale is not None:
+        unit = tl.load(scale + rows, mask=rows < n, other=0)
     total = tl.zeros((TALL, WIDE), tl.float32)
-    first = tl.load(at, mask=inside & (columns < k)[None, :], other=0, eviction_policy="evict_first")
+    first = tl.load(at, mask=inside & (columns < k)[None, :], other=0.0, eviction_policy="evict_first")
     if EARLY:
         tl.debug_barrier()
         gdc_wait()
     value = tl.load(x + columns, mask=columns < k, other=0).to(tl.float32)
-    total += first.to(tl.float32) * value[None, :]
+    total += widened(first, EARLY) * value[None, :]
     for start in tl.range(WIDE, k, WIDE, num_stages=STEPS):
         here = start + columns
-        tile = tl.load(at + start, mask=inside & (here < k)[None, :], other=0, eviction_policy="evict_first")
+        tile = tl.load(at + start, mask=inside & (here < k)[None, :], other=0.0, eviction_policy="evict_first")
         value = tl.load(x + here, mask=here < k, other=0).to(tl.float32)
-        total += tile.to(tl.float32) * value[None, :]
-    out = activated(tl.sum(total, 1), ACTIVATION)
+        total += widened(tile, EARLY) * value[None, :]
+    out = tl.sum(total, 1)
+    if scale is not None:
+        out *= unit
+    out = activated(out, ACTIVATION)
     tl.store(y + rows, out.to(y.dtype.element_ty), mask=rows < n)
 
 
 @triton.jit
 def rows_kernel(
-    x, w, y, partial, arrived, m, n, k, ACTIVATION: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr,
+    x, w, scale, y, partial, arrived, m, n, k, ACTIVATION: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr,
     TALL: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
 ):
-    """x (m k), w (n k), y (m n); k a multiple of WIDE * SPLIT.
+    """x (m k), w (n k), scale (n,) or None, y (m n); k a multiple of WIDE * SPLIT.
 
     The inputs are shared out among SPLIT programs: each leaves its sums in partial (SPLIT ROWS n), and the one that
     arrives last, by the count in arrived (n / TALL), which it sets back to zero, adds them in order.
@@ -103,15 +154,20 @@ def rows_kernel(
     at = w + tl.minimum(rows, n - 1).to(tl.int64)[:, None] * k + columns[None, :]
     x_at = x + tokens[None, :] * k + columns[:, None]
     known = (tokens < m)[None, :]
+    if scale is not None:
+        unit = tl.load(scale + rows, mask=rows < n, other=0)[:, None]
     if EARLY:
         if AHEAD > 0:
-            lines = tl.arange(0, WIDE * AHEAD // 64) * 64
+            LINE: tl.constexpr = 1024 // w.dtype.element_ty.primitive_bitwidth
+            lines = tl.arange(0, WIDE * AHEAD // LINE) * LINE
             ask(w + tl.minimum(rows, n - 1).to(tl.int64)[:, None] * k + part * (k // SPLIT) + lines[None, :])
         gdc_wait()
     total = tl.zeros((TALL, ROWS), tl.float32)
     for start in tl.range(0, k // SPLIT, WIDE, num_stages=STAGES):
         tile = tl.load(at + start, eviction_policy="evict_first")
         values = tl.load(x_at + start, mask=known, other=0)
+        if scale is not None:
+            tile = widened_pairs(tile, values.dtype, EARLY)
         total = tl.dot(tile, values, total)
     here = tokens[None, :].to(tl.int64) * n + rows[:, None]
     stored = known & (rows < n)[:, None]
@@ -127,8 +183,12 @@ def rows_kernel(
             total = tl.zeros((TALL, ROWS), tl.float32)
             for i in range(SPLIT):
                 total += tl.load(place + i * step, mask=stored, other=0, cache_modifier=".cg")
+            if scale is not None:
+                total *= unit
             tl.store(y + here, activated(total, ACTIVATION).to(y.dtype.element_ty), mask=stored)
     else:
+        if scale is not None:
+            total *= unit
         tl.store(y + here, activated(total, ACTIVATION).to(y.dtype.element_ty), mask=stored)
 
 
@@ -205,10 +265,11 @@ def rope_kernel(
         tl.store(y + end + j, tl.load(x + start + j, mask=real & (j < P), other=0), mask=real & (j < P))
 
 
-def takes(x: Tensor, weight: Tensor) -> bool:
+def takes(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> bool:
     """Whether the kernels make this product; PyTorch's own is at least as fast for all others."""
     rows = x.numel() // x.shape[-1]
-    return (0 < rows <= MOST_ROWS and x.dtype in (torch.bfloat16, torch.float16) and weight.dtype == x.dtype
+    return (0 < rows <= MOST_ROWS and x.dtype in (torch.bfloat16, torch.float16)
+            and (weight.dtype == x.dtype if scale is None else _reads(weight.dtype, x.device))
             and type(weight) in (Tensor, torch.nn.Parameter) and x.shape[-1] % UNIT == 0 and weight.shape[0] % 16 == 0
             and weight.is_contiguous() and weight.data_ptr() % 16 == 0)
 
@@ -219,26 +280,36 @@ def takes_norm(x: Tensor) -> bool:
 
 
 @on_its_device
-def thin_linear(x: Tensor, weight: Tensor, activation: str | None, dtype: torch.dtype) -> Tensor:
+def thin_linear(x: Tensor, weight: Tensor, activation: str | None, dtype: torch.dtype,
+                scale: Tensor | None = None) -> Tensor:
     """`hinny.ops.thin_linear` of what `takes` takes."""
     x = x if x.is_contiguous() else x.contiguous()
     (n, k), m = weight.shape, x.numel() // x.shape[-1]
     y, early = x.new_empty(*x.shape[:-1], n, dtype=dtype), overlaps(x.device)
     options: dict[str, Any] = {"launch_pdl": True} if early else {}
-    act = activation or ""
+    act, width = activation or "", weight.element_size()
     if m == 1:
-        use = launch("row_kernel", x.device, n=n, k=k)
-        row_kernel[(triton.cdiv(n, use["TALL"]),)](x, weight, y, n, k, act, early, **use, **options)
+        use = launch("row_kernel", x.device, n=n, k=k, width=width)
+        row_kernel[(triton.cdiv(n, use["TALL"]),)](x, weight, scale, y, n, k, act, early, **use, **options)
         return y
-    use = launch("rows_kernel", x.device, m=m, n=n, k=k)
+    use = launch("rows_kernel", x.device, m=m, n=n, k=k, width=width)
     rows, split = max(16, triton.next_power_of_2(m)), use["SPLIT"]
     partial = arrived = None
     if split > 1:
         partial = x.new_empty(split * rows * n, dtype=torch.float32)
         arrived = _counters(x.device)
-    rows_kernel[(triton.cdiv(n, use["TALL"]) * split,)](x, weight, y, partial, arrived, m, n, k, act, early, rows,
-                                                        **use, **options)
+    rows_kernel[(triton.cdiv(n, use["TALL"]) * split,)](x, weight, scale, y, partial, arrived, m, n, k, act, early,
+                                                        rows, **use, **options)
     return y
+
+
+@cache
+def _reads(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels widen weights of `dtype` on `device`: 8-bit floats need a GPU that knows them."""
+    if dtype != torch.float8_e4m3fn:
+        return dtype == torch.int8
+    return (device.type == "cuda" and not torch.version.hip
+            and torch.cuda.get_device_capability(device) >= (8, 9))
 
 
 @cache
@@ -296,24 +367,28 @@ def compilations(table: str) -> list[Compilation]:
     cases, early = [], table == "sm90"
     kinds = dict.fromkeys(("x", "w", "y", "delta", "z", "total"), "*bf16") | {"partial": "*fp32", "arrived": "*i32",
                                                                               "eps": "fp32"}
-    kinds |= dict.fromkeys(("weight", "bias", "rates"), "*fp32") | {"position": "*i64"}
+    kinds |= dict.fromkeys(("weight", "bias", "rates", "scale"), "*fp32") | {"position": "*i64"}
 
-    def case(name: str, kernel: Any, use: dict[str, Any], constants: dict[str, Any], may_spill: str = "") -> None:
+    def case(name: str, kernel: Any, use: dict[str, Any], constants: dict[str, Any], may_spill: str = "",
+             w: str = "bf16") -> None:
         given = dict(use)
         warps, stages = given.pop("num_warps"), given.pop("num_stages")
         constants = constants | given | {"EARLY": early}
         signature = {v: kinds.get(v, "i32") for v in kernel.arg_names if v not in constants}
+        signature |= {"w": f"*{w}"} if "w" in signature else {}
         cases.append(Compilation(name, kernel, signature, constants, warps, stages,
-                                 tuple(v for v in signature if v not in ("m", "groups", "eps")), may_spill))
+                                 tuple(v for v in signature if v not in ("m", "groups", "eps")), may_spill,
+                                 targets=KNOW_FLOAT8 if w == "fp8e4nv" else tuple(TARGETS)))
 
     found = rules(table)
     for number, rule in enumerate(found["row_kernel"]):
-        case(f"row_kernel-{number}", row_kernel, rule["use"], {"ACTIVATION": "gelu"})
+        for w, unscaled in _weights(rule, found["row_kernel"]):
+            case(f"row_kernel-{number}-{w}", row_kernel, rule["use"], unscaled | {"ACTIVATION": "gelu"}, w=w)
     for number, rule in enumerate(found["rows_kernel"]):
-        for rows in (16, 32, 64):
-            alone = {} if rule["use"]["SPLIT"] > 1 else {"partial": None, "arrived": None}
-            case(f"rows_kernel-{number}-{rows}", rows_kernel, rule["use"],
-                 alone | {"ACTIVATION": "relu2", "ROWS": rows})
+        alone = {} if rule["use"]["SPLIT"] > 1 else {"partial": None, "arrived": None}
+        for (w, unscaled), rows in product(_weights(rule, found["rows_kernel"]), (16, 32, 64)):
+            case(f"rows_kernel-{number}-{rows}-{w}", rows_kernel, rule["use"],
+                 alone | unscaled | {"ACTIVATION": "relu2", "ROWS": rows}, w=w)
     for number, rule in enumerate(found["norm_kernel"]):
         block = rule["when"].get("block", [0, LARGEST_NORM])[1]
         case(f"norm_kernel-{number}-added", norm_kernel, rule["use"], {"z": None, "BLOCK": block})
@@ -323,6 +398,15 @@ def compilations(table: str) -> list[Compilation]:
         case(f"rope_kernel-{number}", rope_kernel, rule["use"], {"HALF": 32, "P": 128, "PAIRS": 32, "REST": 64},
              may_spill="memory of the sine's way for large angles, which none takes")
     return cases
+
+
+def _weights(rule: dict[str, Any], table: list[dict[str, Any]]) -> list[tuple[str, dict[str, None]]]:
+    """Types of the weights that a rule of a table is for, and the constants that each brings."""
+    wide: list[tuple[str, dict[str, None]]] = [("bf16", {"scale": None})]
+    narrow: list[tuple[str, dict[str, None]]] = [("i8", {}), ("fp8e4nv", {})]
+    if "width" in rule["when"]:
+        return narrow
+    return wide if any("width" in other["when"] for other in table) else wide + narrow
 
 
 def candidates() -> dict[str, list[dict[str, int]]]:

@@ -38,6 +38,19 @@ def test_the_counters_of_shared_products_are_back_at_zero_behind_each() -> None:
     assert not thin._counters(torch.device("cpu")).any()
 
 
+@pytest.mark.parametrize("m", [1, 3, 40])
+@pytest.mark.parametrize("split", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_narrow_numbers_are_widened_and_their_sums_scaled(m: int, split: int, dtype: torch.dtype) -> None:
+    x, scale = normal(m, 1024), normal(208).abs() / 100
+    w = (normal(208, 1024) * 40).clamp(-128, 127).to(dtype)
+    wanted = x.double() @ (w.double() * scale.double()[:, None]).T
+    use = {"TALL": 64, "WIDE": 128, "SPLIT": split, "STAGES": 3, "AHEAD": 0, "num_warps": 4, "num_stages": 1}
+    with trial({"rows_kernel": use}):
+        for kind, act in ((None, lambda v: v), ("relu2", lambda v: v.relu() ** 2)):
+            assert far(thin.thin_linear(x, w, kind, torch.float32, scale), act(wanted)) < TOLERANCE
+
+
 @pytest.mark.parametrize("use", thin.candidates()["row_kernel"][1:], ids=str)
 def test_one_row_is_multiplied_by_rows_that_fill_no_tile(use: dict[str, int]) -> None:
     x, w = normal(1, 2560), normal(19, 2560)
