@@ -21,6 +21,7 @@ _PUBLIC = {
     "load_recipe": "hinny.config:load_recipe",
     "prepare": "hinny.data.prepare:prepare",
     "report": "hinny.study.report:report",
+    "serve": "hinny.infer.serve:serve",
     "show": "hinny.show",
     "study": "hinny.study",
     "train": "hinny.train",
@@ -28,8 +29,8 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Engine", "Model", "bench", "convert", "evaluate", "generate", "load", "load_recipe", "prepare", "report", "show",
-    "study", "train", "tune",
+    "Engine", "Model", "bench", "convert", "evaluate", "generate", "load", "load_recipe", "prepare", "report", "serve",
+    "show", "study", "train", "tune",
 ]
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from hinny.data.prepare import prepare
     from hinny.evals import evaluate
     from hinny.infer.engine import Engine, generate, load
+    from hinny.infer.serve import serve
     from hinny.model import Model
     from hinny.show import show
     from hinny.study.conduct import study

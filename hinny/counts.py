@@ -39,6 +39,8 @@ class LayerCounts:
     """Tokens in the context → FLOPs that mix one decoded token with them."""
     state: int
     """Elements of the state that does not grow: SSM and the last inputs of the convolution."""
+    conv: int
+    """Of these the convolution's."""
     kv: int
     """Elements of keys and values per token."""
 
@@ -84,7 +86,7 @@ def _mamba2(model: ModelConfig) -> LayerCounts:
 
     return LayerCounts(parameters=weights + channels + 3 * heads + d_inner, products=weights, mixing=mixing,
                        step=lambda context: 5 * d_inner * c.d_state,
-                       state=d_inner * c.d_state + channels * (c.d_conv - 1), kv=0)
+                       state=d_inner * c.d_state + channels * (c.d_conv - 1), conv=channels * (c.d_conv - 1), kv=0)
 
 
 def _mamba1(model: ModelConfig) -> LayerCounts:
@@ -98,7 +100,7 @@ def _mamba1(model: ModelConfig) -> LayerCounts:
     # besides the products: bias of the convolution, dt_bias, D, A_log
     return LayerCounts(parameters=weights + 3 * d_inner + d_inner * c.d_state, products=weights,
                        mixing=lambda length: scan, step=lambda context: scan,
-                       state=d_inner * c.d_state + d_inner * (c.d_conv - 1), kv=0)
+                       state=d_inner * c.d_state + d_inner * (c.d_conv - 1), conv=d_inner * (c.d_conv - 1), kv=0)
 
 
 def _attention(model: ModelConfig) -> LayerCounts:
@@ -107,7 +109,7 @@ def _attention(model: ModelConfig) -> LayerCounts:
     q, kv = c.n_heads * c.head_dim, 2 * c.n_kv_heads * c.head_dim
     weights = d * q + d * kv + q * d
     return LayerCounts(parameters=weights, products=weights, mixing=lambda length: 2 * q * length,
-                       step=lambda context: 4 * q * context, state=0, kv=kv)
+                       step=lambda context: 4 * q * context, state=0, conv=0, kv=kv)
 
 
 def _mlp(model: ModelConfig) -> LayerCounts:
@@ -115,7 +117,8 @@ def _mlp(model: ModelConfig) -> LayerCounts:
     assert c is not None
     matrices = 3 if c.activation == "swiglu" else 2
     weights = matrices * d * c.d_ff
-    return LayerCounts(parameters=weights, products=weights, mixing=_zero, step=_zero, state=0, kv=0)
+    return LayerCounts(parameters=weights, products=weights, mixing=_zero, step=_zero, state=0, conv=0,
+                       kv=0)
 
 
 LAYER_COUNTS: dict[str, Callable[[ModelConfig], LayerCounts]] = {
@@ -166,12 +169,14 @@ def head_flops(model: ModelConfig) -> int:
     return 2 * model.d_model * model.vocab_size
 
 
-def state_bytes(model: ModelConfig, *, dtype_bytes: int = 4) -> int:
+def state_bytes(model: ModelConfig, *, dtype_bytes: int = 4, conv_dtype_bytes: int = 4) -> int:
     """Bytes per sequence that do not grow with it: SSM states and the last w - 1 inputs of the convolutions.
 
-    hinny holds both in float32; the released models' server used bfloat16 (dtype_bytes=2).
+    hinny holds the convolutions' in float32, and SSM states too unless it is told otherwise; the released models'
+    server used bfloat16 for both (2 bytes each).
     """
-    return dtype_bytes * sum(count * one.state for count, one in _all(model))
+    return sum(count * (dtype_bytes * (one.state - one.conv) + conv_dtype_bytes * one.conv)
+               for count, one in _all(model))
 
 
 def kv_bytes_per_token(model: ModelConfig, *, dtype_bytes: int = 2) -> int:

@@ -1,21 +1,26 @@
 """Time and memory of a model on named hardware: arithmetic from counts, not measurements. No torch. The memory of
 training is in hinny.memory.
 
-A decode step moves T = W + B c L + 2 B S bytes: weights W once, and for each of B sequences its keys and values (c
-bytes for each of L tokens) and its state, S bytes read and written. That is our arithmetic for the paper's prediction
-of "up to 8x faster", whose own formula is not known. Its time is the larger of T over the bandwidth and the FLOPs over
-the peak rate. Prefill and training run at an assumed share of the peak (`mfu`).
+A decode step moves T = W + B c L + 2 B S bytes: weights W once, the head's among them, and for each of B sequences its
+keys and values (c bytes for each of L tokens) and its state, S bytes read and written. Left out are an untied
+embedding's B rows, the new token's keys, as many as each of the L tokens has, and what layers hand to each other, which
+caches hold. That is our arithmetic for the paper's prediction of "up to 8x faster", whose own formula is not known. Its
+time is the larger of T over the bandwidth and the FLOPs over the peak rate. Prefill and training run at an assumed
+share of the peak (`mfu`).
 
 No program reaches the data sheet. Where a kind of device was timed (`CALIBRATED`), two constants fitted to decoding
-stand for what it reaches: the share a of the bandwidth, and the seconds b that each layer costs beside its bytes, as
-its kernels start and end. A step then takes max(T / (a bandwidth), FLOPs / peak) + b layers. Over n GPUs of tensor
-parallelism each moves T / n, and a third constant is added for each layer, whose results are summed over the GPUs once.
+stand for what it reaches: the share a of the bandwidth, and the seconds b that a layer of one sequence costs beside its
+bytes, as its kernels start and end. With more sequences that grows, but slower than they: a step of B takes
+max(T / (a bandwidth), FLOPs / peak) + b sqrt(B) layers. The root was found in what was timed, not derived: of b alone,
+b B and b sqrt(B) it leaves the smallest errors. Over n GPUs of tensor parallelism each moves T / n, and a third
+constant is added for each layer, whose results are summed over the GPUs once.
 Every result says whether it fits the device's memory (`fits`); one that does not is the time it would take if it did.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,14 +64,19 @@ class Calibration:
     share: float
     """Of the data sheet's bandwidth."""
     layer: float
-    """Seconds that a layer costs beside its bytes."""
+    """Seconds that a layer costs beside its bytes, for one sequence; for B of them sqrt(B) times that."""
     sum: float | None
     """Seconds of a layer's sum over GPUs; None where tensor parallelism was not timed."""
     source: str
     """Machine and commit of the rows that it was fitted to."""
 
 
-CALIBRATED: dict[str, Calibration] = {}
+CALIBRATED: dict[str, Calibration] = {
+    "H100": Calibration(0.807, 0.0, None,
+        "NVIDIA H100 80GB HBM3, Python 3.12.3, torch 2.11.0, commit 77fa8ef409cb"),
+    "H200": Calibration(0.78, 5.93e-06, 6.22e-06,
+        "NVIDIA H200, Python 3.12.3, torch 2.11.0, commit cf0676fc676e"),
+}
 """Name of a device → its constants; a device that is not here was not timed."""
 
 USABLE = 0.9
@@ -87,12 +97,37 @@ def device_called(name: str) -> Hardware | None:
     return next((hardware for hardware in HARDWARE.values() if name in hardware.devices), None)
 
 
-def decode_bytes(model: ModelConfig, batch: int, context: int, *, dtype_bytes: int = 2,
-                 state_dtype_bytes: int = 4) -> int:
-    """Bytes moved by one decode step: T = W + B c L + 2 B S."""
-    return (counts.decode_weight_bytes(model, dtype_bytes=dtype_bytes)
+def constants_of(hardware: Hardware, tensor: int) -> Calibration | None:
+    """What decoding reaches on the device, where it was timed with one GPU or, as `tensor` asks, with several."""
+    found = CALIBRATED.get(hardware.name)
+    return None if found is None or (tensor > 1 and found.sum is None) else found
+
+
+def decode_bytes(model: ModelConfig, batch: int, context: int, *, dtype_bytes: int = 2, state_dtype_bytes: int = 4,
+                 conv_dtype_bytes: int = 4, weight_bytes: int | None = None) -> int:
+    """Bytes moved by one decode step: T = W + B c L + 2 B S. weight_bytes: W, where weights are not all of the width of
+    keys and values.
+    """
+    return ((counts.decode_weight_bytes(model, dtype_bytes=dtype_bytes) if weight_bytes is None else weight_bytes)
             + batch * context * counts.kv_bytes_per_token(model, dtype_bytes=dtype_bytes)
-            + 2 * batch * counts.state_bytes(model, dtype_bytes=state_dtype_bytes))
+            + 2 * batch * counts.state_bytes(model, dtype_bytes=state_dtype_bytes, conv_dtype_bytes=conv_dtype_bytes))
+
+
+def step_seconds(model: ModelConfig, hardware: Hardware, *, moved: int, batch: int, context: int, tensor: int,
+                 calibration: Calibration | None) -> tuple[float, str]:
+    """Seconds of a decode step of which each of `tensor` GPUs moves `moved` bytes, and what they are bound by.
+
+    ConfigError where more than one GPU is asked for and their sums were never timed.
+    """
+    compute = batch * counts.decode_flops(model, context) / tensor / hardware.flops
+    transfer = moved / (hardware.bandwidth * (1.0 if calibration is None else calibration.share))
+    seconds, limit = (compute, "compute") if compute > transfer else (transfer, "bandwidth")
+    if calibration is not None:
+        if tensor > 1 and calibration.sum is None:
+            raise ConfigError(f"tensor is {tensor}, but the calibration of {hardware.name} has no sums over GPUs: time "
+                              "them (hinny bench generate --tensor 2), or predict by the data sheet.")
+        seconds += model.depth * (calibration.layer * math.sqrt(batch) + (calibration.sum or 0.0) * (tensor > 1))
+    return seconds, limit
 
 
 def decode(model: ModelConfig, hardware: Hardware, *, batch: int, context: int, dtype_bytes: int = 2,
@@ -107,32 +142,28 @@ def decode(model: ModelConfig, hardware: Hardware, *, batch: int, context: int, 
     moved = decode_bytes(model, batch, context, dtype_bytes=dtype_bytes, state_dtype_bytes=state_dtype_bytes) // tensor
     memory = inference_memory(model, hardware, batch=batch, context=context, dtype_bytes=dtype_bytes,
                               state_dtype_bytes=state_dtype_bytes, tensor=tensor)
-    compute = batch * counts.decode_flops(model, context) / tensor / hardware.flops
-    transfer = moved / (hardware.bandwidth * (1.0 if calibration is None else calibration.share))
-    seconds = max(compute, transfer)
-    if calibration is not None:
-        if tensor > 1 and calibration.sum is None:
-            raise ConfigError(f"tensor is {tensor}, but the calibration of {hardware.name} has no sums over GPUs: time "
-                              "them (hinny bench generate --tensor 2), or predict by the data sheet.")
-        seconds += model.depth * (calibration.layer + (calibration.sum or 0.0) * (tensor > 1))
+    seconds, limit = step_seconds(model, hardware, moved=moved, batch=batch, context=context, tensor=tensor,
+                                  calibration=calibration)
     return {"hardware": hardware.name, "batch": batch, "context": context, "tensor": tensor, "seconds": seconds,
-            "tokens_per_s": batch / seconds, "bytes_moved": moved,
-            "limit": "compute" if compute > transfer else "bandwidth", **memory}
+            "tokens_per_s": batch / seconds, "bytes_moved": moved, "limit": limit, **memory}
 
 
 def prefill(model: ModelConfig, hardware: Hardware, *, batch: int, context: int, mfu: float, dtype_bytes: int = 2,
-            state_dtype_bytes: int = 4) -> dict[str, Any]:
-    """Reading `batch` prompts of `context` tokens up to the first new token, at share `mfu` of the peak rate."""
-    _check(batch=batch, context=context)
+            state_dtype_bytes: int = 4, tensor: int = 1) -> dict[str, Any]:
+    """Reading `batch` prompts of `context` tokens up to the first new token, at share `mfu` of the peak rate of
+    `tensor` GPUs, whose sums are left out; memory is a GPU's.
+    """
+    _check(batch=batch, context=context, tensor=tensor)
     _check_share(mfu)
     per_prompt = (context * (counts.forward_flops(model, context) - counts.head_flops(model))
                   + counts.head_flops(model))
     memory = inference_memory(model, hardware, batch=batch, context=context, dtype_bytes=dtype_bytes,
-                              state_dtype_bytes=state_dtype_bytes)
-    compute, transfer = batch * per_prompt / (mfu * hardware.flops), memory["memory_bytes"] / hardware.bandwidth
+                              state_dtype_bytes=state_dtype_bytes, tensor=tensor)
+    compute = batch * per_prompt / tensor / (mfu * hardware.flops)
+    transfer = memory["memory_bytes"] / hardware.bandwidth
     seconds, limit = max(compute, transfer), "compute" if compute > transfer else "bandwidth"
-    return {"hardware": hardware.name, "batch": batch, "context": context, "mfu": mfu, "seconds": seconds,
-            "tokens_per_s": batch * context / seconds, "limit": limit, **memory}
+    return {"hardware": hardware.name, "batch": batch, "context": context, "tensor": tensor, "mfu": mfu,
+            "seconds": seconds, "tokens_per_s": batch * context / seconds, "limit": limit, **memory}
 
 
 def training_speed(model: ModelConfig, hardware: Hardware, *, seq_len: int, mfu: float) -> float:

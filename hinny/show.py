@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console, Group
 from rich.padding import Padding
@@ -14,6 +14,7 @@ from rich.text import Text
 from hinny import counts, memory, predict
 from hinny import pattern as patterns
 from hinny.config import ModelConfig, Recipe
+from hinny.memory.quantised import Kind, quantised_bytes
 from hinny.memory.serving import kv_bytes, slot_bytes
 from hinny.verb import make_callable
 
@@ -32,10 +33,10 @@ def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts
          mfu: float = MFU, devices: int | None = None) -> dict[str, Any]:
     """The figures of `recipe` as one JSON-able object.
 
-    Sizes are exact; FLOPs are counted as hinny.counts documents; `predictions` and `memory` are arithmetic for
-    `devices` of the named `hardware`, as many as [parallel] says if None (hinny.predict, hinny.memory), and say where
-    the model does not fit. Raises ConfigError for hardware that is not known, sizes that are not positive, and devices
-    that are not the product of [parallel]'s sizes.
+    Sizes are exact; FLOPs are counted as hinny.counts documents; `memory` is arithmetic for `devices` of the named
+    `hardware`, as many as [parallel] says if None (hinny.memory), `predictions` for parallel.tensor of them
+    (hinny.predict), and both say where the model does not fit. Raises ConfigError for hardware that is not known, sizes
+    that are not positive, and devices that are not the product of [parallel]'s sizes.
     """
     model, device = recipe.model, predict.find_hardware(hardware)
     count, length = counts.parameters(model), recipe.train.seq_len
@@ -58,7 +59,9 @@ def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts
         "training_tokens": recipe.train.steps * recipe.train.batch_size * length,
         "state_bytes": counts.state_bytes(model),
         "kv_bytes_per_token": counts.kv_bytes_per_token(model),
-        "memory": {"weights_bf16_bytes": counts.weight_bytes(model), "training": training,
+        "memory": {"weights_bf16_bytes": counts.weight_bytes(model),
+                   "weights_quantised_bytes": {kind: quantised_bytes(model, kind, 2) for kind in get_args(Kind)},
+                   "training": training,
                    "serving": {"page_tokens": PAGE, "page_bytes": PAGE * kv_bytes(model),
                                "slot_bytes": slot_bytes(model)}},
         "predictions": _predictions(recipe, device, batch, list(contexts), mfu),
@@ -76,15 +79,19 @@ def _allocation(model: ModelConfig) -> list[str]:
 
 def _predictions(recipe: Recipe, device: predict.Hardware, batch: int, contexts: list[int],
                  mfu: float) -> dict[str, Any]:
-    model, calibration = recipe.model, predict.CALIBRATED.get(device.name)
+    model, tensor = recipe.model, recipe.parallel.tensor
+    calibration = predict.constants_of(device, tensor)
     return {
-        "assumptions": {"hardware": device.name, "source": "vendor's public data sheet", "flops_bf16": device.flops,
-                        "bandwidth": device.bandwidth, "memory": device.memory, "usable_memory": predict.USABLE,
-                        "mfu": mfu, "weights": "bf16", "keys_and_values": "bf16", "states": "fp32",
+        "assumptions": {"hardware": device.name, "tensor": tensor, "source": "vendor's public data sheet",
+                        "flops_bf16": device.flops, "bandwidth": device.bandwidth, "memory": device.memory,
+                        "usable_memory": predict.USABLE, "mfu": mfu, "weights": "bf16",
+                        "keys_and_values": "bf16", "states": "fp32",
+                        "timed": device.name in predict.CALIBRATED,
                         "calibration": None if calibration is None else asdict(calibration)},
-        "decode": [predict.decode(model, device, batch=batch, context=context, calibration=calibration)
-                   for context in contexts],
-        "prefill": [predict.prefill(model, device, batch=1, context=context, mfu=mfu) for context in contexts],
+        "decode": [predict.decode(model, device, batch=batch, context=context, tensor=tensor,
+                                  calibration=calibration) for context in contexts],
+        "prefill": [predict.prefill(model, device, batch=1, context=context, mfu=mfu, tensor=tensor)
+                    for context in contexts],
         "training_tokens_per_s_per_device": predict.training_speed(model, device, seq_len=recipe.train.seq_len,
                                                                    mfu=mfu),
     }
@@ -150,6 +157,7 @@ def _page(figures: dict[str, Any]) -> Group:
 
 def _sizes(figures: dict[str, Any]) -> list[tuple[str, str]]:
     training, serving = figures["memory"]["training"], figures["memory"]["serving"]
+    quantised = figures["memory"]["weights_quantised_bytes"]
     needed = training["devices_needed"]
     fits = "fits" if training["fits"] else (
         f"does not fit; sharded over {needed} devices it would" if needed else
@@ -165,7 +173,8 @@ def _sizes(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("state of a sequence", _bytes(figures["state_bytes"], "fp32")),
         ("keys and values of a token", _bytes(figures["kv_bytes_per_token"], "bf16")),
         (f"a page of {serving['page_tokens']} tokens", _bytes(serving["page_bytes"], "bf16")),
-        ("weights", f"{quantity(figures['memory']['weights_bf16_bytes'])}B, bf16"),
+        ("weights", f"{quantity(figures['memory']['weights_bf16_bytes'])}B, bf16; "
+                    f"{quantity(quantised['int8'])}B in int8 or fp8, {quantity(quantised['int4'])}B in int4"),
         ("training memory", f"{quantity(training['memory_bytes'])}B a device, most at: {training['phase']}; {fits}"),
         *((f"  {part}", f"{quantity(size)}B") for part, size in training["parts"].items()),
     ]
@@ -177,8 +186,9 @@ def _bytes(value: int, dtype: str) -> str:
 
 def _prediction_table(predictions: dict[str, Any]) -> Table:
     batch, name = predictions["decode"][0]["batch"], predictions["assumptions"]["hardware"]
-    table = Table(title=f"Predicted on {name}, prefill of 1 and decode of {batch} sequences", title_justify="left",
-                  title_style="bold", box=None, padding=(0, 1))
+    several = "" if (tensor := predictions["assumptions"]["tensor"]) == 1 else f"{tensor} "
+    table = Table(title=f"Predicted on {several}{name}, prefill of 1 and decode of {batch} sequences",
+                  title_justify="left", title_style="bold", box=None, padding=(0, 1))
     for heading in ("context", "prefill tok/s", "decode tok/s", "memory", "fits", "max batch"):
         table.add_column(heading, justify="right")
     for decode, prefill in zip(predictions["decode"], predictions["prefill"], strict=True):
@@ -201,9 +211,11 @@ def _note(figures: dict[str, Any]) -> str:
 def _reached(given: dict[str, Any]) -> str:
     """What decoding is predicted to reach."""
     if (found := given["calibration"]) is None:
-        return ", at the data sheet's bandwidth: this device was not timed"
-    return (f", at {found['share']:.1%} of the bandwidth and with {found['layer'] * 1e6:.1f} µs more a layer, as was "
-            f"measured ({found['source']})")
+        return ", at the data sheet's bandwidth: " + (
+            "sums over several of this device were not timed" if given["timed"] else "this device was not timed")
+    sums = f" and {found['sum'] * 1e6:.1f} µs a layer's sum over GPUs" if given["tensor"] > 1 else ""
+    return (f", at {found['share']:.1%} of the bandwidth and with {found['layer'] * 1e6:.1f} µs more a layer, times "
+            f"the root of the sequences{sums}, as was measured ({found['source']})")
 
 
 def _coloured(line: str, *, ruler: bool) -> Text:

@@ -101,7 +101,7 @@ def test_a_run_goes_out_and_comes_back(run, trained_run: Run, tmp_path: Path) ->
     (("generate", "no-such-run", "x"), "not a run directory"),
     (("report", "no-such-study"), "no-such-study"),
     (("study", "no-such-study"), "no-such-study"),
-    (("bench", "kernel"), "known: eval, generate, kernels, train"),
+    (("bench", "kernel"), "known: eval, generate, kernels, quality, train"),
     (("bench", "kernels", "--only", "no-such-case"), "fits no case"),
     (("prepare", "x", "--text", "no-such-text"), "no-such-text"),
     (("convert", "no-such-folder", "x"), "no folder, and no Hub id"),

@@ -51,5 +51,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "hinny/py.typed" in names
+    others = {str(path.relative_to(ROOT)) for path in (ROOT / "hinny").rglob("*")
+              if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert {"hinny/py.typed", "hinny/infer/server/page.html"} <= others <= set(names)
     assert "Requires-Dist: torch>=2.11\n" in metadata

@@ -28,8 +28,9 @@ RATIOS = [
 def test_bytes_of_a_decode_step_have_the_ratios_of_the_bandwidth_formula(
         batch: int, base: ModelConfig, ratios: tuple[float, ...]) -> None:
     for length, expected in zip(LENGTHS, ratios, strict=True):
-        transformer = predict.decode_bytes(base, batch, length, state_dtype_bytes=2)
-        hybrid = predict.decode_bytes(HYBRID, batch, length, state_dtype_bytes=2) + 2 * batch * WINDOW_BYTES
+        transformer, hybrid = (predict.decode_bytes(model, batch, length, state_dtype_bytes=2, conv_dtype_bytes=2)
+                               for model in (base, HYBRID))
+        hybrid += 2 * batch * WINDOW_BYTES
         # half of the last printed digit
         assert transformer / hybrid == pytest.approx(expected, abs=0.05 if expected > 10 else 0.005)
 
@@ -39,9 +40,17 @@ def test_weights_cache_and_state_are_those_of_the_released_models() -> None:
     assert counts.decode_weight_bytes(GQA8) == pytest.approx(13.37e9, abs=5e6)
     assert counts.decode_weight_bytes(HYBRID) == pytest.approx(15.21e9, abs=5e6)
     assert [counts.kv_bytes_per_token(m) for m in (TRANSFORMER, GQA8, HYBRID)] == [524_288, 131_072, 16_384]
-    assert counts.state_bytes(HYBRID, dtype_bytes=2) == 52_297_728 - WINDOW_BYTES
-    assert counts.state_bytes(load_recipe("8b-mamba2").model, dtype_bytes=2) == 122_028_032 - 56 * 10240 * 2
+    released = {"dtype_bytes": 2, "conv_dtype_bytes": 2}
+    assert counts.state_bytes(HYBRID, **released) == 52_297_728 - WINDOW_BYTES
+    assert counts.state_bytes(load_recipe("8b-mamba2").model, **released) == 122_028_032 - 56 * 10240 * 2
     assert counts.state_bytes(TRANSFORMER) == 0
+
+
+def test_shorter_states_leave_the_convolutions_as_they_are() -> None:
+    wide, half = (predict.decode_bytes(HYBRID, 32, 1, state_dtype_bytes=width) for width in (4, 2))
+    assert wide - half == 2 * 32 * 24 * 2 * 128 * 64 * 128  # read and written: 24 layers, 128 heads of 64 x 128
+    model = load_recipe("tiny-mamba").model
+    assert counts.state_bytes(model, dtype_bytes=2) == counts.state_bytes(model) - 4 * 2 * 256 * 16
 
 
 def test_decode_time_is_bytes_over_bandwidth_where_that_is_slower() -> None:
@@ -72,11 +81,11 @@ def test_prefill_and_training_run_at_the_assumed_share_of_the_peak() -> None:
     assert speeds == pytest.approx([6306, 6354], rel=0.01)
 
 
-def test_a_calibrated_device_takes_longer_by_its_share_and_its_layers() -> None:
+def test_a_calibrated_device_takes_longer_by_its_share_and_by_its_layers_with_the_root_of_the_sequences() -> None:
     reached = predict.Calibration(share=0.8, layer=5e-6, sum=12e-6, source="")
     found = predict.decode(TRANSFORMER, H100, batch=32, context=4096, calibration=reached)
     bytes_ = 14.98e9 + 32 * 4096 * 524_288
-    assert found["seconds"] == pytest.approx(bytes_ / (0.8 * 3.35e12) + 64 * 5e-6, rel=1e-3)
+    assert found["seconds"] == pytest.approx(bytes_ / (0.8 * 3.35e12) + 64 * 5e-6 * 32 ** 0.5, rel=1e-3)
     assert found["tokens_per_s"] == 32 / found["seconds"]
 
 

@@ -63,6 +63,7 @@ def test_predictions_are_for_the_hardware_batch_and_contexts_asked_for() -> None
 
 
 def test_decoding_is_predicted_by_the_constants_of_a_device_that_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "CALIBRATED", {})
     plain = show(load_recipe("8b-hybrid"))
     assert plain["predictions"]["assumptions"]["calibration"] is None
     assert "at the data sheet's bandwidth: this device was not timed" in " ".join(text_of(plain).split())
@@ -70,9 +71,32 @@ def test_decoding_is_predicted_by_the_constants_of_a_device_that_was_timed(monke
     timed = show(load_recipe("8b-hybrid"))
     assert json.loads(json.dumps(timed)) == timed
     for before, after in zip(plain["predictions"]["decode"], timed["predictions"]["decode"], strict=True):
-        assert after["seconds"] == pytest.approx(before["seconds"] / 0.8 + 56 * 1e-5)
+        assert after["seconds"] == pytest.approx(before["seconds"] / 0.8 + 56 * 1e-5 * after["batch"] ** 0.5)
     text = " ".join(text_of(timed).split())
-    assert "at 80.0% of the bandwidth and with 10.0 µs more a layer, as was measured (a machine, commit x)" in text
+    assert ("at 80.0% of the bandwidth and with 10.0 µs more a layer, times the root of the sequences, as was measured "
+            "(a machine, commit x)") in text
+
+
+def test_a_model_cut_over_gpus_is_predicted_with_the_sums_of_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "CALIBRATED", {})
+    cut = load_recipe("8b-hybrid", ["parallel.tensor=2"])
+    one, two = show(load_recipe("8b-hybrid"), hardware="H200"), show(cut, hardware="H200")
+    assert "Predicted on 2 H200" in text_of(two)
+    for alone, halved in zip(one["predictions"]["decode"], two["predictions"]["decode"], strict=True):
+        assert halved["seconds"] == pytest.approx(alone["seconds"] / 2)
+        assert halved["memory_bytes"] == pytest.approx(alone["memory_bytes"] / 2)
+    for alone, halved in zip(one["predictions"]["prefill"], two["predictions"]["prefill"], strict=True):
+        assert halved["seconds"] == pytest.approx(alone["seconds"] / 2)
+    monkeypatch.setitem(predict.CALIBRATED, "H200", predict.Calibration(0.8, 1e-5, None, "a machine"))
+    assert show(cut, hardware="H200")["predictions"]["decode"] == two["predictions"]["decode"]
+    said = " ".join(text_of(show(cut, hardware="H200")).split())
+    assert "sums over several of this device were not timed" in said
+    monkeypatch.setitem(predict.CALIBRATED, "H200", predict.Calibration(0.8, 1e-5, 3e-6, "a machine"))
+    summed = show(cut, hardware="H200")
+    for halved, timed in zip(two["predictions"]["decode"], summed["predictions"]["decode"], strict=True):
+        assert timed["seconds"] == pytest.approx(halved["seconds"] / 0.8 + 56 * (1e-5 * timed["batch"] ** 0.5 + 3e-6))
+    said = " ".join(text_of(summed).split())
+    assert "10.0 µs more a layer, times the root of the sequences and 3.0 µs a layer's sum over GPUs" in said
 
 
 def test_training_memory_is_a_sum_of_parts_for_the_recipes_precision_and_the_devices() -> None:
@@ -107,6 +131,17 @@ def test_serving_memory_is_that_of_the_engines_pools() -> None:
     assert figures["memory"]["serving"] == {"page_tokens": PAGE, "page_bytes": PAGE * 4 * 2 * 1024 * 2,
                                             "slot_bytes": 4 * 24 * (128 * 64 * 128 + 3 * 10240)}
     assert "a page of 64 tokens" in text_of(figures)
+
+
+def test_shorter_weights_are_shown_beside_bfloat16() -> None:
+    figures = show(load_recipe("8b-transformer"))
+    layers, heads = 32, 2 * 4096 * 256000 * 2
+    numbers, rows = layers * (4 * 4096 * 4096 + 2 * 4096 * 16384), layers * (4 * 4096 + 16384 + 4096)
+    bf16, found = figures["memory"]["weights_bf16_bytes"], figures["memory"]["weights_quantised_bytes"]
+    norms = bf16 - heads - 2 * numbers
+    assert found["int8"] == found["fp8"] == heads + numbers + 4 * rows + 2 * norms
+    assert "B, bf16; " in text_of(figures)
+    assert found["int4"] < found["int8"] < bf16
 
 
 def test_a_pattern_given_as_such_has_no_allocation_log() -> None:

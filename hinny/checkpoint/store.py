@@ -43,7 +43,7 @@ from hinny.checkpoint.ranks import RankFailure, Ranks, reason
 from hinny.checkpoint.retention import last_good, prune
 from hinny.checkpoint.verification import check_names, damaged, verify
 from hinny.checkpoint.weights import one_process
-from hinny.config import Recipe
+from hinny.config import ModelConfig, Recipe
 from hinny.errors import CheckpointError
 from hinny.model import Model
 from hinny.run import Run
@@ -220,22 +220,36 @@ def load_model(run: Run | str | Path, device: str | torch.device = "cpu", step: 
     if dtype not in (None, "stored"):
         raise CheckpointError(f'dtype is {dtype!r}; it must be None (float32) or "stored".')
     run = run if isinstance(run, Run) else Run(run)
-    recipe = run.recipe
+    if dtype is None:
+        with torch.device(device):
+            model = Model(_config(run, step))
+        load(run, model, step=step)
+        return model.eval()
+    model, _ = open_model(run, step)
+    weight_files.adopt(model, _folder(run, step), device)
+    return model.eval()
+
+
+def open_model(run: Run, step: int | None = None) -> tuple[Model, Tensors]:
+    """The model of `run` on the meta device, and its weights, verified, to be read one at a time: those of the newest
+    checkpoint or that of `step`.
+    """
+    with torch.device("meta"):
+        model = Model(_config(run, step))
+    weights = read_weights(run, step)
+    check_names(_folder(run, step), set(model.state_dict()), Ranks())
+    return model, weights
+
+
+def _config(run: Run, step: int | None) -> ModelConfig:
+    """[model] of a run, which must be that of the checkpoint."""
+    config = run.recipe.model
     saved = read_meta(run, step)["recipe"]["model"]
-    if changed := differences(uncut(saved), uncut(recipe.model.model_dump(mode="json"))):
+    if changed := differences(uncut(saved), uncut(config.model_dump(mode="json"))):
         raise CheckpointError(f"{run.path}: [model] in recipe.toml is not that of the checkpoint, for instance in "
                               f"{next(iter(changed))}. "
                               "Restore recipe.toml, or train again in another run directory.")
-    with torch.device(device if dtype is None else "meta"):
-        model = Model(recipe.model)
-    if dtype is None:
-        load(run, model, step=step)
-        return model.eval()
-    folder = _folder(run, step)
-    verify(run, folder, read_meta(run, step), Ranks())
-    check_names(folder, set(model.state_dict()), Ranks())
-    weight_files.adopt(model, folder, device)
-    return model.eval()
+    return config
 
 
 def fingerprint(recipe: Recipe) -> str:

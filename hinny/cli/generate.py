@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hinny.cli.serve import Device, Dtype, where
-from hinny.cli.shared import Threads, set_threads
+from hinny.cli.shared import Tensor, Threads, ranks_told, set_threads
 
 
 def generate(
@@ -27,16 +27,21 @@ def generate(
     drafts: Annotated[int, typer.Option(help="Tokens guessed from the text so far and checked at once; greedy.")] = 0,
     device: Device = None,
     dtype: Dtype = None,
+    tensor: Tensor = 1,
     threads: Threads = None,
 ) -> None:
     """Continue a prompt, streamed to the terminal."""
+    from hinny.infer import tensor_ranks
     from hinny.infer.engine import generate as stream
 
     set_threads(threads)
     device, weights = where(device, dtype)
-    for piece in stream(run, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                        min_p=min_p, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-                        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()), device=device,
-                        dtype=weights, drafts=drafts):
-        print(piece, end="", flush=True)
-    print()
+    tensor_ranks.check_tensor_processes(tensor, "generate")
+    with ranks_told():
+        for piece in stream(run, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                            min_p=min_p, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+                            repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()), device=device,
+                            dtype=weights, drafts=drafts, tensor=tensor):
+            print(piece, end="", flush=True)
+    if not tensor_ranks.process_rank():
+        print()

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hinny.cli.shared import Threads, set_threads
+from hinny.cli.shared import Tensor, Threads, ranks_told, set_threads
 from hinny.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+    from hinny.infer.quantise import Precision
+
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-Dtype = Annotated[Literal["fp32", "bf16", "stored"] | None, typer.Option(
-    help="Weights: fp32, bf16, or stored: as in the checkpoint. bf16 on a GPU, fp32 on a CPU.")]
+Dtype = Annotated[Literal["fp32", "bf16", "stored", "int8", "fp8", "int4"] | None, typer.Option(
+    help="Weights: fp32, bf16, or stored: as in the checkpoint; int8, fp8 or int4 (a GPU's alone) for the layers' "
+         "projections by torchao, bf16 for the rest. bf16 on a GPU, fp32 on a CPU.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one.")]
 
 
@@ -44,30 +47,27 @@ def serve(
     drain: Annotated[float, typer.Option(help="Seconds for running requests after SIGTERM.")] = 30.0,
     max_queue: Annotated[int, typer.Option(help="Continuations that may wait; one more is refused with 429.")] = 256,
     max_body: Annotated[str, typer.Option(help="Longest body of a request.")] = "8MiB",
+    tensor: Tensor = 1,
     threads: Threads = None,
 ) -> None:
     """Put a run behind an OpenAI-compatible address, with a page to try it on."""
     from hinny.infer.limits import Limits
-    from hinny.infer.server.options import Options
 
-    options = Options(name=name or run.resolve().name, keys=_keys(api_key or [], api_key_file),
-                      chat_template=chat_template, timeout=timeout, drain=drain, max_queue=max_queue,
-                      max_body=size(max_body, "--max-body"))
+    keys = _keys(api_key or [], api_key_file)
     limits = Limits(sequences=sequences, context=context, memory=None if memory is None else size(memory, "--memory"),
                     snapshots=snapshots, drafts=drafts)
+    longest = size(max_body, "--max-body")
     set_threads(threads)
-    from hinny.infer.engine import Engine
-    from hinny.infer.server.serving import listen
-    from hinny.infer.server.serving import serve as go
+    from hinny.infer.serve import serve as go
 
     device, weights = where(device, dtype)
-    with listen(host, port) as listener:
-        engine = Engine(run, device=device, dtype=weights, limits=limits, state_dtype=_state(state))
-        go(engine, run, options, listener)
+    with ranks_told():
+        go(run, host=host, port=port, name=name, keys=keys, limits=limits, chat_template=chat_template,
+           timeout=timeout, drain=drain, max_queue=max_queue, max_body=longest, device=device, dtype=weights,
+           state_dtype=_state(state), tensor=tensor)
 
 
-def where(device: str | None, dtype: Literal["fp32", "bf16", "stored"] | None,
-          ) -> tuple[str, Literal["bf16", "stored"] | None]:
+def where(device: str | None, dtype: Literal["fp32"] | Precision | None) -> tuple[str, Precision | None]:
     """Device and weights' type of an engine, where none are named: a GPU if there is one, and bf16 on it."""
     import torch
 

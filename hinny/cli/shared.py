@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
+from hinny.errors import BackendError
+
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+Tensor = Annotated[int, typer.Option(min=1, help="Processes that share the model, on a GPU each: start as many by "
+                                                 "torchrun --nproc-per-node N -m hinny ...")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")]
 
 
@@ -34,3 +40,14 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def ranks_told() -> Iterator[None]:
+    """A process that failed, of those that share a model, is a message without a trace: it has shown its own."""
+    from hinny.checkpoint.ranks import RankFailure
+
+    try:
+        yield
+    except RankFailure as fault:
+        raise BackendError(f"the processes of --tensor have ended: {fault}.") from None

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
+from hinny.checkpoint.ranks import RankFailure
 from hinny.errors import RequestError
 from hinny.infer.delivery import Writing
 from hinny.infer.drafts import Lookup
@@ -75,7 +76,8 @@ class Core:
             self._ready.append(self._cut_off(sequence, "cancelled"))
 
     def step(self) -> list[Delivery]:
-        """One pass → what became certain. A runner that raises fails the requests of this pass, no others."""
+        """One pass → what became certain. A runner that raises fails the requests of this pass, no others; RankFailure,
+        behind which nothing can be run, is raised."""
         ready, self._ready = self._ready, []
         if not self._alive:
             return ready
@@ -83,6 +85,8 @@ class Core:
         assert work, f"{len(self.scheduler.waiting)} sequences wait and none runs"
         try:
             turns, choices = self._run(work)
+        except RankFailure:
+            raise
         except Exception as error:
             logger.exception("a forward pass of %d sequences failed", len(work))
             for each in work:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from hinny import ops
+from hinny.infer.quantise import replace_rows, scaled_rows
 from hinny.infer.sums import Sums
 from hinny.layers import LAYERS
 from hinny.layers.linear import Linear, SplitLinear
@@ -26,80 +28,121 @@ SYMBOLS = {kind: symbol for symbol, kind in LAYERS.items()}
 
 
 class Product(nn.Module):
-    """A projection, and the activation behind it, by `ops.thin_linear`."""
+    """A projection, and the activation behind it, by `ops.thin_linear`. Takes the weight of `part` over."""
 
-    def __init__(self, weight: nn.Parameter, activation: ThinActivation | None = None) -> None:
+    scale: Tensor | None
+
+    def __init__(self, part: nn.Module, activation: ThinActivation | None = None) -> None:
         super().__init__()
-        self.weight, self.activation = weight, activation
+        self.activation = activation
+        data, scale = _rows(part)
+        self.weight = cast(nn.Parameter, part.weight) if scale is None else nn.Parameter(data, requires_grad=False)
+        self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b t k) → (b t n)."""
-        return ops.thin_linear(x, self.weight, activation=self.activation)
+        return ops.thin_linear(x, self.weight, scale=self.scale, activation=self.activation)
 
 
 class Packed(nn.Module):
     """Projections of one input as one product. Takes the weights of `parts` over: they become views of its own."""
 
+    scale: Tensor | None
+
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
-        weights = [cast(nn.Parameter, part.weight) for part in parts]
-        self.sizes = [len(weight) for weight in weights]
-        self.weight = nn.Parameter(torch.cat([weight.detach() for weight in weights]), requires_grad=False)
-        for weight, view in zip(weights, self.weight.detach().split(self.sizes), strict=True):
-            weight.data = view
+        held = [_rows(part) for part in parts]
+        scales = [scale for _, scale in held if scale is not None]
+        self.sizes = [len(data) for data, _ in held]
+        self.weight = nn.Parameter(torch.cat([data for data, _ in held]), requires_grad=False)
+        self.register_buffer("scale", torch.cat(scales) if scales else None, persistent=False)
+        views = self.weight.detach().split(self.sizes)
+        if self.scale is None:
+            for part, view in zip(parts, views, strict=True):
+                cast(nn.Parameter, part.weight).data = view
+        else:
+            for part, view, scale in zip(parts, views, self.scale.split(self.sizes), strict=True):
+                replace_rows(part.weight, view, scale)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x (b t k) → a view of the product for each part."""
-        return ops.thin_linear(x, self.weight).split(self.sizes, -1)
+        return ops.thin_linear(x, self.weight, scale=self.scale).split(self.sizes, -1)
+
+
+class Several(nn.Module):
+    """Projections of one input as few products: neighbours whose weights have one type are one."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.products = nn.ModuleList([Packed(list(some)) for _, some in groupby(parts, _type)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (b t k) → a view of its product for each part."""
+        return tuple(view for product in self.products for view in product(x))
 
 
 @torch.no_grad()
 def prepare(model: Model) -> None:
-    """Change `model` in place. Weights that are no plain tensors of one type, quantised ones, stay as they are."""
+    """Change `model` in place. Weights of other forms than `ops.thin_linear` takes, as int4's, stay as they are."""
     for block in model.blocks:
         _PREPARE[SYMBOLS[type(block.layer)]](block.layer)
 
 
 def _mamba(layer: nn.Module) -> None:
     for name, child in list(layer.named_children()):
-        if isinstance(child, SplitLinear) and _plain(*child.children()):
+        if isinstance(child, SplitLinear) and _alike(*child.children()):
             setattr(layer, name, Packed(list(child.children())))
-        elif isinstance(child, Linear) and _plain(child):
-            setattr(layer, name, Product(cast(nn.Parameter, child.weight)))
+        elif isinstance(child, SplitLinear) and None not in map(_type, child.children()):
+            setattr(layer, name, Several(list(child.children())))
+        elif isinstance(child, Linear) and _alike(child):
+            setattr(layer, name, Product(child))
     rates = cast(Tensor, layer.rates())  # type: ignore[operator]
     layer.rates = partial(_same, rates)  # type: ignore[assignment]
 
 
 def _attention(layer: nn.Module) -> None:
     q, k, v, o = (cast(nn.Module, getattr(layer, name)) for name in "qkvo")
-    if _plain(q, k, v):
+    if _alike(q, k, v):
         # the method itself: a module of its name would hide behind the class's
         layer.projected = Packed([q, k, v]).forward  # type: ignore[assignment]
-    if _plain(o):
-        layer.o = Product(cast(nn.Parameter, o.weight))
+    if _alike(o):
+        layer.o = Product(o)
 
 
 def _mlp(layer: nn.Module) -> None:
     up, down = cast(nn.Module, layer.up), cast(nn.Module, layer.down)
-    if _plain(down):
-        layer.down = Product(cast(nn.Parameter, down.weight))
-    if layer.gate is None and _plain(up):
+    if _alike(down):
+        layer.down = Product(down)
+    if layer.gate is None and _alike(up):
         kind: ThinActivation = "relu2" if layer.activation is ops.relu2 else "gelu"
-        layer.up, layer.activation = Product(cast(nn.Parameter, up.weight), kind), _same
-    elif layer.gate is not None and _plain(up, cast(nn.Module, layer.gate)):
-        layer.up = Product(cast(nn.Parameter, up.weight))
-        layer.gate = Product(cast(nn.Parameter, cast(nn.Module, layer.gate).weight))
+        layer.up, layer.activation = Product(up, kind), _same
+    elif layer.gate is not None and _alike(up, cast(nn.Module, layer.gate)):
+        layer.up, layer.gate = Product(up), Product(cast(nn.Module, layer.gate))
 
 
 def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _plain(*parts: nn.Module) -> bool:
-    """Whether the weights of `parts` are ordinary matrices of one type, which may be joined."""
-    weights = [part.weight for part in parts]
-    return (all(type(weight) is nn.Parameter and type(weight.data) is Tensor for weight in weights)
-            and len({weight.dtype for weight in weights}) == 1)
+def _rows(part: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The weight of `part` as it is held, (n k), and the scales of its rows (n,) if it is quantised."""
+    weight = cast(nn.Parameter, part.weight)
+    return scaled_rows(weight) or (weight.detach(), None)
+
+
+def _type(part: nn.Module) -> torch.dtype | None:
+    """The type in which the weight of `part` is held; None for one that `ops.thin_linear` cannot take."""
+    weight = cast(nn.Parameter, part.weight)
+    if type(weight) is nn.Parameter and type(weight.data) is Tensor:
+        return weight.dtype
+    found = scaled_rows(weight)
+    return None if found is None else found[0].dtype
+
+
+def _alike(*parts: nn.Module) -> bool:
+    """Whether the weights of `parts` are matrices of one type, which may be joined."""
+    kinds = {_type(part) for part in parts}
+    return len(kinds) == 1 and None not in kinds
 
 
 _PREPARE = {"M": _mamba, "1": _mamba, "*": _attention, "-": _mlp}

@@ -6,32 +6,27 @@
 
 Products are of the numbers that the short ones stand for, with inputs as they are (weight-only). The embedding, the
 head, norms, convolutions and decays stay as they are, and so do the projections to time steps: their errors add up over
-a sequence, and they are small. torchao widens int8 and fp8 before a product unless it is compiled: they save memory,
-not time.
+a sequence, and they are small. torchao widens int8 and fp8 before each product; hinny.infer.prepare gives what they
+are made of to `ops.thin_linear`, whose kernel reads them as they are: decoding moves fewer bytes then.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hinny.config import ModelConfig
 from hinny.errors import BackendError, ConfigError
+from hinny.infer.precision import to_bfloat16
+from hinny.memory.quantised import GROUP, Kind, check_kind
 from hinny.model import Model
 
-Kind = Literal["int8", "fp8", "int4"]
-KINDS: tuple[str, ...] = get_args(Kind)
-
-GROUP = 128
-"""Values of a row that share int4's scale and zero."""
-
-TILE = (8, 1024)
-"""Rows and columns are filled up to multiples of these in int4's format."""
+Precision = Literal["bf16", "stored", "int8", "fp8", "int4"]
 
 WHOLE = ("x_proj", "dt_proj", "in_proj.dt")
 """Projections of a layer that stay as they are: what the time steps, B and C of Mamba-1 are made from."""
@@ -54,38 +49,51 @@ def quantise(model: Model, kind: Kind) -> None:
         part.weight.requires_grad_(False)
         # torchao's filter is asked about `part` alone
         quantize(part, options, filter_fn=_all)
+        if kind == "int8":
+            _drop_zeros(part.weight)
 
 
-def check_kind(kind: str) -> None:
-    """Raises ConfigError for a kind that is not known."""
-    if kind not in KINDS:
-        raise ConfigError(f"weights are to be {kind!r}; allowed: {', '.join(KINDS)}.")
+def to_precision(model: Model, precision: Precision | None) -> None:
+    """Put a model as it was read into `precision` in place, on the device where it will be used.
+
+    None and "stored" leave it as it is; what a quantised model has whole is bfloat16. Raises as `quantise`.
+    """
+    if precision is None or precision == "stored":
+        return
+    to_bfloat16(model)
+    if precision != "bf16":
+        quantise(model, precision)
 
 
-def quantised_bytes(config: ModelConfig, kind: Kind, width: int = 4) -> int:
-    """Bytes of a model's weights after `quantise`; width: of each number of the matrices that stay, 2 in bfloat16."""
-    check_kind(kind)
-    with torch.device("meta"):
-        model = Model(config)
-    # by the tensors: a tied head is the embedding
-    sizes: dict[Tensor, int] = {weight: weight.numel() * 4 for weight in model.parameters()}
-    sizes |= {part.weight: part.weight.numel() * width for part in model.modules()
-              if isinstance(part, nn.Linear | nn.Embedding)}
-    sizes |= {part.weight: matrix_bytes(part.out_features, part.in_features, kind) for _, part in _projections(model)}
-    return sum(sizes.values())
-
-
-def matrix_bytes(rows: int, columns: int, kind: Kind) -> int:
-    """Bytes of a quantised matrix, its scales included: float32 ones, but of int4 bfloat16."""
-    if kind != "int4":
-        return rows * (columns + 4)
-    rows, columns = (-(-size // tile) * tile for size, tile in zip((rows, columns), TILE, strict=True))
-    return rows * columns // 2 + rows * columns // GROUP * 2 * 2
+def check_precision(precision: Precision | None) -> None:
+    """Raises what `to_precision` would, as far as that is known before a model is read."""
+    if precision not in (None, "stored", "bf16"):
+        check_kind(precision)
+        _torchao()
 
 
 def is_quantised(weight: Tensor) -> bool:
     """Whether `weight` stands for other numbers than it holds."""
     return type(weight) not in (Tensor, nn.Parameter)
+
+
+def scaled_rows(weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The numbers (n k) and the scales of the rows (n,) that a weight in int8 or fp8 is made of, as `ops.thin_linear`
+    takes them; None for every other weight.
+    """
+    library = sys.modules.get("torchao.quantization")
+    if library is None or not isinstance(weight, library.Int8Tensor | library.Float8Tensor):
+        return None
+    if list(weight.block_size) != [1, weight.shape[1]] or weight.act_quant_kwargs is not None:
+        return None
+    if isinstance(weight, library.Int8Tensor) and weight.zero_point is not None:
+        return None
+    return weight.qdata, weight.scale.flatten()
+
+
+def replace_rows(weight: Any, data: Tensor, scale: Tensor) -> None:
+    """Let a weight of which `scaled_rows` told be made of these, equal ones elsewhere."""
+    weight.qdata, weight.scale = data, scale[:, None]
 
 
 def _projections(model: Model) -> Iterator[tuple[str, nn.Linear]]:
@@ -139,6 +147,12 @@ def _torchao() -> Any:
                            ) from None
     finally:
         logger.setLevel(before)
+
+
+def _drop_zeros(weight: Any) -> None:
+    """int8 is symmetric: each row's zero is 0, which None says as well."""
+    assert weight.zero_point is None or not weight.zero_point.any()
+    weight.zero_point = None
 
 
 def _all(_: nn.Module, __: str) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hinny.infer.graphs import Graphs, Steps
+from hinny.infer.graphs import Graphs, Steps, padded_rows
 from hinny.infer.head import logits
 from hinny.infer.limits import PAGE
 from hinny.infer.parts import Part
@@ -59,7 +59,7 @@ class ModelRunner:
     @torch.no_grad()
     def run(self, parts: Sequence[Part]) -> Tensor:
         """As for every Runner; the logits may be overwritten by the next run."""
-        if self._graphs is not None and all(len(part.tokens) == part.wanted == 1 for part in parts):
+        if self._graphs is not None and self._recordable(parts):
             return self._graphs.run(parts, self.page)
         order = sorted(range(len(parts)), key=lambda i: _group(parts[i]))
         ragged, tokens = self._ragged([parts[i] for i in order])
@@ -81,6 +81,13 @@ class ModelRunner:
     def copy_page(self, source: int, target: int) -> None:
         """As for every Runner."""
         self.pool.copy_page(source, target)
+
+    def _recordable(self, parts: Sequence[Part]) -> bool:
+        """Whether a graph stands for this pass: one token each, and no sums that graphs may not record."""
+        weight = self.model.embedding.weight
+        return (all(len(part.tokens) == part.wanted == 1 for part in parts)
+                and (self._sums is None
+                     or self._sums.recordable(padded_rows(len(parts)), weight.shape[1], weight.dtype)))
 
     def _hidden(self, tokens: Tensor, batch: Ragged) -> Tensor:
         """tokens (1 T) → (1 T d)."""

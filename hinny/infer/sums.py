@@ -81,6 +81,12 @@ class Sums:
         dist.all_reduce(x, group=self.group)
         return x
 
+    def recordable(self, rows: int, d: int, dtype: torch.dtype) -> bool:
+        """Whether a CUDA graph may record a pass of so many rows of d numbers: a collective of NCCL's behind launches
+        that begin early has hung in one, so only passes that need none may be recorded."""
+        return (self.one_shot and dtype in ONE_SHOT_TYPES and rows <= peers.MOST_ROWS
+                and rows * d * dtype.itemsize <= ONE_SHOT_BYTES)
+
     def takes(self, x: Tensor) -> bool:
         """Whether `add_norm` is for rows like x (... d); the same on all ranks."""
         return self.one_shot and x.dtype == torch.bfloat16 and 0 < x.numel() // x.shape[-1] <= peers.MOST_ROWS
@@ -132,7 +138,7 @@ class Sums:
 
     def _gathered(self, x: Tensor) -> Tensor:
         parts = x.new_empty(self.size, *x.shape)
-        dist.all_gather_into_tensor(parts.flatten(0, 1), x.contiguous(), group=self.group)
+        dist.all_gather(list(parts.unbind(0)), x.contiguous(), group=self.group)
         return parts.movedim(0, 1).flatten(1)
 
 

@@ -11,17 +11,18 @@ the same tokens in the same order.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hinny.checkpoint.store import load_model
+from hinny.checkpoint.store import open_model
 from hinny.config import ModelConfig
 from hinny.config.fit import check_tensor
 from hinny.infer.head import logits
 from hinny.infer.precision import to_bfloat16
+from hinny.infer.quantise import Precision, check_precision, to_precision
 from hinny.infer.sums import Sums
 from hinny.model import Model
 from hinny.parallel.mesh import share
@@ -122,17 +123,29 @@ def random_model(config: ModelConfig, sums: Sums, *, bf16: bool = True, seed: in
     return model.eval()
 
 
-def load_tensor(run: Run, sums: Sums, dtype: Literal["bf16", "stored"] | None = None) -> Model:
+def load_tensor(run: Run, sums: Sums, dtype: Precision | None = None) -> Model:
     """This rank's part of a run's model at its latest checkpoint, on its device; dtype as in `hinny.infer.engine.load`.
 
-    Read whole on the CPU and cut there: each rank needs memory for the whole beside what it keeps; with "stored" a
-    conversion's files are mapped, and only what is kept is read.
+    Of a conversion's files only this part is read, of a training's one whole tensor after the other: the whole model is
+    never in memory. Every rank verifies all files by itself.
     """
-    model = load_model(run, device="cpu", dtype="stored" if dtype == "stored" else None)
+    check_precision(dtype)
+    model, weights = open_model(run)
     tensor_parallel(model, sums)
-    if dtype == "bf16":
-        to_bfloat16(model)
-    return model.to(sums.device).eval()
+    for path, parameter in list(model.named_parameters()):
+        whole = weights.read(path)
+        # along the one dimension, if any, that was cut
+        lesser = [dim for dim, size in enumerate(parameter.shape) if size != whole.shape[dim]]
+        part = share(whole, sums.rank, sums.size, lesser[0]) if lesser else whole
+        assert part.shape == parameter.shape, (path, part.shape, parameter.shape)
+        kept = part.to(whole.dtype if dtype == "stored" else parameter.dtype, copy=True,
+                       memory_format=torch.contiguous_format)
+        owner, _, name = path.rpartition(".")
+        model.get_submodule(owner).register_parameter(name, nn.Parameter(kept, requires_grad=False))
+    if dtype not in (None, "stored"):
+        to_bfloat16(model)  # before it moves: half the bytes
+    to_precision(model.to(sums.device), dtype)
+    return model.eval()
 
 
 def _cut(module: nn.Module, plan: dict[str, int], sums: Sums) -> None:

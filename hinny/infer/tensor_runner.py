@@ -1,7 +1,7 @@
 """Rank 0 of a tensor-parallel model decides what is run; the other ranks follow.
 
     rank 0      TensorRunner, in place of its runner: says to each link what comes next, then does it
-    others      follow(runner, link): do what they are told, until they are told to stop
+    others      follow(make, link): make a runner and do what they are told, until they are told to stop
 
 A link is a socket between two processes of one host: told of a step within 0.1 ms, and of a process that is gone at
 once. Of a sequence's pages only those are sent that the link has not heard of. Where all ranks know themselves what to
@@ -28,7 +28,7 @@ from torch import Tensor
 from hinny.checkpoint.ranks import RankFailure, reason
 from hinny.infer.parts import Part, Runner
 
-STOP, FAILED, RUN, CLEAR_SLOT, COPY_SLOT, COPY_PAGE = range(6)
+STOP, FAILED, MAKE, RUN, CLEAR_SLOT, COPY_SLOT, COPY_PAGE = range(7)
 GRACE = 20.0
 """Seconds in which a call must come to rank 0 after a rank is gone; if none does, it waits for that rank for ever."""
 JOIN = 120.0
@@ -39,6 +39,8 @@ HEADER = 6
 """Numbers of a part in front of its new pages and its tokens."""
 
 T = TypeVar("T")
+Make = Callable[[int, int, int], Runner]
+"""Numbers of slots, of pages and of a page's tokens → a runner with such pools."""
 
 logger = logging.getLogger(__name__)
 
@@ -72,21 +74,30 @@ def link(group: dist.ProcessGroup) -> list[Connection]:
 class TensorRunner:
     """Rank 0's runner and, behind `links`, those of the other ranks, as one.
 
-    What fails on one rank ends all: every call from then on raises RankFailure, which says why. `unheard` is called, in
-    another thread, if no call has come `grace` seconds after a rank was gone; without it, the process ends then.
+    What fails on one rank ends all: every call from then on raises RankFailure, which says why; so does the making.
+    `failed` is called once when that is known, in whichever thread. `unheard` is called, in another thread, if no call
+    has come `grace` seconds after a rank was gone; without it, the process ends then.
     """
 
-    def __init__(self, runner: Runner, links: Sequence[Connection], *, unheard: Callable[[str], None] | None = None,
+    def __init__(self, make: Make, slots: int, pages: int, page: int, links: Sequence[Connection], *,
+                 failed: Callable[[], None] | None = None, unheard: Callable[[str], None] | None = None,
                  grace: float = GRACE) -> None:
         assert links, "one rank needs no links"
-        self.runner = runner
-        self.page, self.words = runner.page, runner.words
         self._links = list(links)
-        self._unheard, self._grace = unheard or _end, grace
+        self._failed, self._unheard, self._grace = failed, unheard or _end, grace
         self._sent: dict[int, list[int]] = {}
         self._failure: str | None = None
+        self._ended = False
+        self._lock = threading.Lock()
         self._gone, self._heard = threading.Event(), threading.Event()
         threading.Thread(target=self._watch, name="ranks", daemon=True).start()
+        self.runner = self._all([MAKE, slots, pages, page], lambda: make(slots, pages, page))
+        self.page, self.words = self.runner.page, self.runner.words
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be run any more; None while all goes well, and after `close` where it did to the end."""
+        return None if self._ended else self._failure
 
     def run(self, parts: Sequence[Part]) -> Tensor:
         """`Runner.run`, on all ranks."""
@@ -106,35 +117,47 @@ class TensorRunner:
 
     def close(self) -> None:
         """Let the other ranks end; nothing can be run afterwards."""
-        self._leave(_message([STOP]), "the runner is closed")
+        self._ended = self._ended or self._failure is None
+        self._leave([STOP], "the runner is closed")
 
     def _all(self, numbers: list[int], work: Callable[[], T]) -> T:
         """Tell the others, then do rank 0's part."""
         if self._failure is not None:
-            self._heard.set()
-            self._tell(_message([FAILED]) + self._failure.encode())
+            self._leave([FAILED], self._failure)
             raise RankFailure(self._failure)
         try:
             # nobody answers: who cannot do it says so, and all ends
             self._tell(_message(numbers))
             return work()
-        except Exception as fault:
+        except BaseException as fault:
+            if not isinstance(fault, Exception):
+                # Ctrl-C: the others may wait for what this rank was about to do
+                self._leave([FAILED], "rank 0 was interrupted")
+                raise
             self._gone.wait(LAST_WORD)
             why = self._failure or f"rank 0: {reason(fault)}"
-            self._leave(_message([FAILED]) + why.encode(), why)
+            self._leave([FAILED], why)
+            self._tell_failed()
             raise RankFailure(why) from fault
 
     def _tell(self, message: bytes) -> None:
-        for one in self._links:
-            # one that is gone is found by _watch, with what it said at last
-            with suppress(OSError):
-                one.send_bytes(message)
+        with self._lock:
+            for one in self._links:
+                # one that is gone is found by _watch, with what it said at last
+                with suppress(OSError):
+                    one.send_bytes(message)
 
-    def _leave(self, message: bytes, why: str) -> None:
+    def _leave(self, numbers: list[int], why: str) -> None:
         """The last message to the others."""
         self._failure = self._failure or why
         self._heard.set()
-        self._tell(message)
+        self._tell(_message(numbers) + (self._failure.encode() if numbers == [FAILED] else b""))
+
+    def _tell_failed(self) -> None:
+        with self._lock:
+            failed, self._failed = self._failed, None
+        if failed is not None and not self._ended:
+            failed()
 
     def _watch(self) -> None:
         """Wait for the first of the other ranks that is gone; while all goes well, they say nothing."""
@@ -146,19 +169,27 @@ class TensorRunner:
             said = f"rank {self._links.index(first) + 1} is gone without a word; look for its message"
         self._failure = self._failure or said
         self._gone.set()
+        self._tell_failed()
         if not self._heard.wait(self._grace):
             self._unheard(said)
 
 
-def follow(runner: Runner, link: Connection, rank: int) -> None:
-    """Run on `runner`, of a rank above 0, what rank 0 says, until it says that all is done.
+def follow(make: Make, link: Connection, rank: int) -> None:
+    """On a rank above 0, run what rank 0 says on the runner that it says to make, until it says that all is done.
 
     Raises what the runner raises, after rank 0 was told of it, and RankFailure when rank 0 is gone or has failed.
     """
     pages: dict[int, list[int]] = {}
+    runner: Runner | None = None
     try:
-        while (kind := _do(runner, link, pages)) != STOP:
-            assert kind != FAILED
+        while (told := _told(link))[0] != STOP:
+            kind, *values = told
+            if kind == MAKE:
+                slots, count, page = values
+                runner = make(slots, count, page)
+            else:
+                assert runner is not None, f"message {kind} before there is a runner"
+                _do(runner, kind, values, pages)
     except RankFailure:
         raise
     except BaseException as fault:
@@ -169,8 +200,15 @@ def follow(runner: Runner, link: Connection, rank: int) -> None:
         link.close()
 
 
-def _do(runner: Runner, link: Connection, pages: dict[int, list[int]]) -> int:
-    """The next thing that rank 0 says; its kind."""
+def dismiss(links: Sequence[Connection]) -> None:
+    """Let the other ranks end where no TensorRunner was made."""
+    for one in links:
+        with suppress(OSError):
+            one.send_bytes(_message([STOP]))
+
+
+def _told(link: Connection) -> list[int]:
+    """Kind and numbers of the next thing that rank 0 says."""
     try:
         message = link.recv_bytes()
     except (EOFError, OSError):
@@ -179,18 +217,19 @@ def _do(runner: Runner, link: Connection, pages: dict[int, list[int]]) -> int:
     if numbers[0] == FAILED:
         raise RankFailure(message[4:].decode())
     numbers.frombytes(message[4:])
-    kind, values = numbers[0], numbers[1:].tolist()
+    return numbers.tolist()
+
+
+def _do(runner: Runner, kind: int, values: list[int], pages: dict[int, list[int]]) -> None:
     if kind == RUN:
         runner.run(list(unpacked(values, pages)))
     elif kind == CLEAR_SLOT:
         runner.clear_slot(*values)
     elif kind == COPY_SLOT:
         runner.copy_slot(*values)
-    elif kind == COPY_PAGE:
-        runner.copy_page(*values)
     else:
-        assert kind == STOP, f"message {kind}"
-    return kind
+        assert kind == COPY_PAGE, f"message {kind}"
+        runner.copy_page(*values)
 
 
 def packed(parts: Sequence[Part], sent: dict[int, list[int]]) -> list[int]:

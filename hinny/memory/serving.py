@@ -63,22 +63,9 @@ def pool_sizes(model: ModelConfig, *, sequences: int, context: int, snapshots: i
 
 def slot_bytes(model: ModelConfig, *, state_width: int = 4) -> int:
     """Of the states of one sequence."""
-    return sum(count * (state_width * _states(model, kind) + CONV_WIDTH * (counts.layer(model, kind).state
-                                                                           - _states(model, kind)))
-               for kind, count in counts.layer_counts(model).items())
+    return counts.state_bytes(model, dtype_bytes=state_width, conv_dtype_bytes=CONV_WIDTH)
 
 
 def kv_bytes(model: ModelConfig, width: int = 2) -> int:
     """Of the keys and values of one token."""
     return counts.kv_bytes_per_token(model, dtype_bytes=width)
-
-
-def _states(model: ModelConfig, kind: str) -> int:
-    """Numbers in the SSM state of one layer, without its convolution's."""
-    if kind == "M":
-        assert model.mamba2 is not None
-        return model.mamba2.d_inner(model.d_model) * model.mamba2.d_state
-    if kind == "1":
-        assert model.mamba1 is not None
-        return model.mamba1.expand * model.d_model * model.mamba1.d_state
-    return 0

@@ -7,13 +7,21 @@ import importlib
 
 import pytest
 import torch
+import torch.distributed as dist
+from ranks import run_ranks
 from small import small_config, small_model
 from torch import nn
 
 from hinny.errors import BackendError, ConfigError
+from hinny.infer.engine import Engine
+from hinny.infer.head import logits
 from hinny.infer.precision import to_bfloat16
-from hinny.infer.prepare import prepare
-from hinny.infer.quantise import GROUP, is_quantised, matrix_bytes, quantise, quantised_bytes
+from hinny.infer.prepare import Packed, Product, Several, prepare
+from hinny.infer.quantise import is_quantised, quantise, to_precision
+from hinny.infer.request import Request
+from hinny.infer.sums import Sums
+from hinny.infer.tensor import Head, tensor_parallel
+from hinny.memory.quantised import GROUP, matrix_bytes, quantised_bytes
 from hinny.model import Model
 
 pytest.importorskip("torchao")
@@ -45,6 +53,33 @@ def test_logits_are_those_of_the_numbers_that_the_short_ones_stand_for(pattern, 
     prepare(model)
     torch.testing.assert_close(model(TOKENS).double(), wanted, rtol=2e-5, atol=2e-5)
     assert (small_model(pattern)(TOKENS) - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_prepared_model_multiplies_by_the_short_numbers_themselves(kind):
+    model = small_model("M1*-").float()
+    quantise(model, kind)
+    weights = {name: (part.weight.qdata.clone(), part.weight.scale.clone()) for name, part in short(model).items()}
+    prepare(model)
+    narrow = torch.int8 if kind == "int8" else torch.float8_e4m3fn
+    mamba2, mamba1, attention, mlp = (block.layer for block in model.blocks)
+    assert isinstance(mamba2.in_proj, Several)
+    assert [(type(part), part.weight.dtype, len(part.sizes)) for part in mamba2.in_proj.products] == [
+        (Packed, narrow, 4), (Packed, torch.float32, 1)]
+    assert isinstance(mamba1.in_proj, Packed)
+    assert mamba1.dt_proj.weight.dtype == torch.float32
+    for product in (mamba1.in_proj, mamba2.out_proj, attention.o, mlp.up, mlp.down):
+        assert product.weight.dtype == narrow
+        assert product.scale.dtype == torch.float32
+    assert isinstance(mlp.up, Product)
+    # the layers' own parameters are views of what is multiplied: nothing is there twice
+    packed = attention.projected.__self__
+    for part, own in zip("qkv", packed.weight.split(packed.sizes), strict=True):
+        weight = attention.get_submodule(part).weight
+        assert weight.qdata.data_ptr() == own.data_ptr()
+        data, scale = weights[f"layers.2.layer.{part}"]
+        assert torch.equal(weight.qdata.float(), data.float())
+        assert torch.equal(weight.scale, scale)
 
 
 @torch.no_grad()
@@ -129,7 +164,59 @@ def test_what_cannot_be_is_refused_and_nothing_is_changed():
         quantise(model, "int8")
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_an_engine_serves_short_weights(trained_run, kind):
+    engine, whole = Engine(trained_run.path, dtype=kind), Engine(trained_run.path, dtype="bf16")
+    whole_ones = {name for name, part in engine.model.named_modules() if isinstance(part, nn.Linear)} - {
+        *short(engine.model)}
+    assert {name.rpartition(".")[2] for name in whole_ones} <= {"dt", "head"}
+    tokens = torch.arange(40)[None] % 200
+    got, true = (one.logits(tokens).float().log_softmax(-1) for one in (engine, whole))
+    assert 0 < (got - true).abs().max() < 0.2
+    # through the runner's pools, with the products packed
+    ((answer,),) = engine.complete([Request(tuple(range(20, 40)), 8, ignore_eod=True)])
+    written = [choice.token for choice in answer.choices]
+    rows = engine.logits(torch.tensor([[*range(20, 40), *written]]))[0, 19:-1, :engine.tokenizer.vocab_size].float()
+    # a pass over all tokens rounds in other places than one over single ones
+    chosen = rows.gather(1, torch.tensor(written)[:, None])[:, 0]
+    assert (rows.max(-1).values - chosen < 0.05).all()
+
+
+def _cut() -> tuple[float, set[torch.dtype]]:
+    """How far a rank's logits with int8 are from one process's with bfloat16, and what its products are of."""
+    sums = Sums(dist.group.WORLD, torch.device("cpu"))
+    whole, part = (small_model("M-*-", vocab_size=36).float() for _ in range(2))
+    tensor_parallel(part, sums)
+    tokens = torch.arange(36)[None]
+    with torch.no_grad():
+        to_precision(part, "int8")
+        to_precision(whole, "bf16")
+        prepare(part)
+        wanted = logits(whole.hidden(tokens)[0], whole.output_weight)
+        found = Head(part, len(whole.output_weight), sums)(part.hidden(tokens)[0])
+    return ((found - wanted).norm() / wanted.norm()).item(), {
+        module.weight.dtype for module in part.modules() if isinstance(module, Packed | Product)}
+
+
+def test_ranks_that_share_a_model_quantise_their_parts():
+    for gap, types in run_ranks(2, _cut):
+        assert 0 < gap < 0.03
+        assert types == {torch.int8, torch.bfloat16}
+
+
+def test_a_missing_torchao_is_told_before_a_model_is_read(monkeypatch, tmp_path):
+    _without_torchao(monkeypatch)
+    with pytest.raises(BackendError, match=r"pip install 'hinny\[quantise\]'"):
+        Engine(tmp_path, dtype="int8")
+
+
 def test_without_torchao_the_extra_is_named(monkeypatch):
+    _without_torchao(monkeypatch)
+    with pytest.raises(BackendError, match=r"extra 'quantise'"):
+        quantise(small_model("M").float(), "int8")
+
+
+def _without_torchao(monkeypatch):
     real = importlib.import_module
 
     def missing(name: str, *rest: object):
@@ -138,5 +225,3 @@ def test_without_torchao_the_extra_is_named(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(BackendError, match=r"extra 'quantise'"):
-        quantise(small_model("M").float(), "int8")

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from converted_runs import converted, values_of
 from ranks import run_ranks
 from small import small_config, small_model
 from torch import Tensor
 
 from hinny.checkpoint.store import load_model
-from hinny.config import load_recipe
 from hinny.errors import BackendError, ConfigError
 from hinny.infer.head import logits
 from hinny.infer.precision import to_bfloat16
@@ -23,7 +23,6 @@ from hinny.infer.tensor import Head, load_tensor, random_model, tensor_parallel
 from hinny.model import Model
 from hinny.parallel.plan import PLAN
 from hinny.run import Run
-from hinny.train.loop import train
 
 V, WORDS = 36, 33
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,18 +36,6 @@ IN_THREES = ("1M*-", {
     "mamba2": dict(d_state=8, head_dim=8, n_groups=3, n_heads=6, d_conv=4, chunk_len=4), "d_model": 12,
     "attention": dict(n_heads=6, n_kv_heads=3, head_dim=8, positions="rope", rope_fraction=0.5, rope_base=10000.0)})
 PIECES = (5, 2, 1, 1, 1)
-
-
-@pytest.fixture(scope="module")
-def even_run(byte_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of a small hybrid with even numbers of all that is cut."""
-    recipe = load_recipe("tiny-hybrid", [
-        "model.vocab_size=258", "model.d_model=32", "model.mamba2.head_dim=16", "model.mamba2.d_state=8",
-        "model.mamba2.n_groups=2",
-        "model.attention.n_heads=2", "model.attention.n_kv_heads=2", "model.attention.head_dim=16", "model.mlp.d_ff=48",
-        "train.seq_len=64", "train.batch_size=4", "train.micro_batch_size=2", "train.steps=1", "train.save_every=1",
-        "train.log_every=1", "train.precision=fp32", "optim.warmup_samples=2"])
-    return train(recipe, tmp_path_factory.mktemp("run") / "even", data=str(byte_data), threads=1)
 
 
 def _sums() -> Sums:
@@ -112,10 +99,11 @@ def _facts(families: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     return found
 
 
-def _two(run: str) -> dict[str, Any]:
+def _two(run: str, converted: str) -> dict[str, Any]:
     sums = _sums()
     return {"families": _facts(FAMILIES), "refused": _refused(sums), "random": _random(sums),
-            "loaded": _loaded(run, sums), "bf16": _in_bf16(sums), "one-shot": _one_shot(),
+            "loaded": _loaded(run, sums), "converted": _converted(converted, sums), "bf16": _in_bf16(sums),
+            "one-shot": _one_shot(),
             "gathered": sums.gather(torch.full((2, 3), sums.rank)).tolist(),
             "summed": sums(torch.full((2, 3), 1. + sums.rank)).unique().tolist()}
 
@@ -162,6 +150,18 @@ def _loaded(run: str, sums: Sums) -> dict[str, Any]:
     return {"gap": _gap(found, expected), "bf16": short.embedding.weight.dtype, "norm": short.norm.weight.dtype}
 
 
+def _converted(run: str, sums: Sums) -> dict[str, Any]:
+    """Of a conversion, the types that it stores, its numbers, and nothing that keeps more of it alive."""
+    whole, part = load_model(Run(run), dtype="stored"), load_tensor(Run(run), sums, "stored")
+    mine = copy.deepcopy(whole)
+    tensor_parallel(mine, sums)
+    pairs = list(zip(part.named_parameters(), mine.parameters(), strict=True))
+    return {"equal": all(torch.equal(found, wanted) for (_, found), wanted in pairs),
+            "types": {found.dtype for (_, found), _ in pairs} == {p.dtype for p in whole.parameters()},
+            "bytes": sum(p.untyped_storage().nbytes() for p in part.parameters())
+            == sum(p.nbytes for p in mine.parameters())}
+
+
 def _in_bf16(sums: Sums) -> dict[str, Any]:
     """Logits of bfloat16 weights: their type, and how far they are from those of one process, which rounds too."""
     whole, part = (model.float() for model in _both("M-M*-", {}, sums))
@@ -188,9 +188,10 @@ def _check(families: dict[str, Any]) -> None:
         assert not facts["gradients"], name
 
 
-def test_two_ranks_answer_as_one_process(even_run: Run) -> None:
-    firsts = set()
-    for found in run_ranks(2, _two, str(even_run.path)):
+def test_two_ranks_answer_as_one_process(even_run: Run, tmp_path: Path) -> None:
+    firsts, config = set(), small_config("M-*1", vocab_size=V)
+    released = converted(tmp_path / "released", values_of(config), config=config)
+    for found in run_ranks(2, _two, str(even_run.path), str(released.path)):
         _check(found["families"])
         assert "model.vocab_size (37)" in found["refused"][0]
         assert "model.attention.n_kv_heads (3)" in found["refused"][1]
@@ -200,6 +201,7 @@ def test_two_ranks_answer_as_one_process(even_run: Run) -> None:
         assert found["random"]["types"]["norm"] == torch.float32
         assert 0.2 < found["random"]["std"] < 0.4  # init_std is 0.3
         assert found["loaded"] == {"gap": pytest.approx(0, abs=1e-5), "bf16": torch.bfloat16, "norm": torch.float32}
+        assert found["converted"] == {"equal": True, "types": True, "bytes": True}
         # products of 8 bits
         assert found["bf16"]["gap"] < 0.05
         assert found["bf16"]["hidden"] == torch.bfloat16

@@ -15,16 +15,24 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 SECONDS = 240
+PRELOAD = ["torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.pipelining", "sympy"]
+"""What ranks import longest: one process has it, and they begin as forks of that one."""
 
 
 def run_ranks(n: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """What `function(*args)`, a function of a module, returns on ranks 0 … n-1; fails with a rank's traceback."""
-    context = mp.get_context("spawn")
+    if torch.cuda.is_available():
+        context = mp.get_context("spawn")
+    else:
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
     results: Any = context.Queue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [context.Process(target=_rank, args=(rank, n, port, results, function, args), daemon=True)
+    # a fork has the variables of the process that it came from
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n)}
+    processes = [context.Process(target=_rank, args=(rank, n, shared, results, function, args), daemon=True)
                  for rank in range(n)]
     for process in processes:
         process.start()
@@ -50,9 +58,9 @@ def run_ranks(n: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     return [found[rank] for rank in range(n)]
 
 
-def _rank(rank: int, n: int, port: int, results: Any, function: Callable[..., Any], args: tuple) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(n),
-                   "LOCAL_RANK": str(rank)}
+def _rank(rank: int, n: int, shared: dict[str, str], results: Any, function: Callable[..., Any], args: tuple) -> None:
+    os.environ.clear()
+    os.environ |= shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", rank=rank, world_size=n)
