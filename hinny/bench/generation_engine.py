@@ -20,10 +20,12 @@ from hinny.infer.core import Core
 from hinny.infer.limits import PAGE, Limits
 from hinny.infer.parts import Part
 from hinny.infer.prepare import prepare
+from hinny.infer.quantise import quantise
 from hinny.infer.request import Delivery, Request
 from hinny.infer.runner import ModelRunner
 from hinny.infer.sums import Sums
 from hinny.infer.tensor import Head
+from hinny.memory.quantised import Kind
 from hinny.model import Model
 from hinny.tokenizer import ByteTokenizer
 
@@ -37,10 +39,12 @@ class Ours:
     """A model, ready for inference, on its device; each point has pools of its own, freed behind it."""
 
     def __init__(self, model: Model, *, state: torch.dtype, piece: int,
-                 sums: Sums | None = None) -> None:
+                 sums: Sums | None = None, kind: Kind | None = None) -> None:
         """Changes `model` as the engine does. state: type of the SSM states; piece: tokens of a prompt that are read in
-        one pass; sums: of a model that is cut over processes.
+        one pass; sums: of a model that is cut over processes; kind: of the projections, which are then made shorter.
         """
+        if kind is not None:
+            quantise(model, kind)
         prepare(model)
         self.model, self.state, self.piece, self.sums = model, state, piece, sums
         self.head = None if sums is None else Head(model, model.config.vocab_size, sums)

@@ -111,7 +111,7 @@ class Sweep:
             return
         found = [self._row("prefill", shape, [length / s for s in seconds], "tokens/s")]
         hardware = None if self.where.name is None else device_called(self.where.name)
-        rate = None if hardware is None else hardware.flops if self.precision == "bf16" else hardware.flops_fp32
+        rate = None if hardware is None else hardware.flops_fp32 if self.precision == "fp32" else hardware.flops
         if rate is not None:
             model = self.recipe.model
             flops = length * (counts.forward_flops(model, length) - counts.head_flops(model)) + counts.head_flops(model)
@@ -141,7 +141,7 @@ class Sweep:
                 self._row("decode.floor_share", shape, [speed / floor for speed in speeds], "of floor"),
                 self._row("decode.bytes", shape, [point.bytes], "B"),
                 self._row("decode.copy_rate", shape, [self.where.copy_rate / 1e12], "TB/s")]
-        if (predicted := point.predicted(point.calibration)) is not None:
+        if (predicted := point.predicted()) is not None:
             basis = "data sheet" if point.calibration is None else "calibrated"
             rows.append(self._row("decode.error", shape, [predicted / value - 1], "of measured",
                                   peer=f"hinny show, {basis}", peer_value=predicted))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from hinny.config import Recipe, load_recipe
 from hinny.errors import ConfigError
 from hinny.infer.sums import Sums
 from hinny.infer.tensor import random_model as random_part
+from hinny.memory.quantised import KINDS, Kind
 from hinny.train.processes import joined
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,7 +44,8 @@ def bench_recipe(recipe: str, *, contexts: Sequence[int] = (), batches: Sequence
     prompts    of points of whole answers, at each of `batches`: requests of so many tokens, and `tokens` for each
     prefill    lengths of one prompt that is read in pieces of `piece` tokens
     tensor     processes that the model is cut over: as many as torchrun started
-    precision  fp32 or bf16, of weights and keys, bf16 on a GPU; state_dtype: fp32, bf16 or fp16, of the SSM states
+    precision  fp32 or bf16, of weights and keys, bf16 on a GPU; int8, fp8 or int4 of the layers' projections beside
+               bf16 of the rest (hinny.infer.quantise); state_dtype: fp32, bf16 or fp16, of the SSM states
     against    "transformers" or "transformers-static": its generate() over the same weights at the same decode points,
                with its default or its static cache; peer_context: the context that the peer is timed at, where its own
                reading of the prompt would take too long
@@ -56,22 +58,15 @@ def bench_recipe(recipe: str, *, contexts: Sequence[int] = (), batches: Sequence
     for name, values in sizes.items():
         if min(values, default=1) < 1:
             raise ConfigError(f"{name} is {min(values)}; it must be 1 or more.")
-    if against not in (None, *PEERS):
-        raise ConfigError(f"against is {against!r}; known: {', '.join(PEERS)}.")
-    if (against or peer_context) and not (contexts and against):
-        raise ConfigError("against and peer_context are of decode points: give contexts, and whom it is against.")
-    if against and tensor > 1:
-        raise ConfigError("against is timed on one GPU; drop it, or tensor.")
-    if state_dtype not in TYPES:
-        raise ConfigError(f"state_dtype is {state_dtype!r}; it must be fp32, bf16 or fp16.")
+    _check(contexts, tensor, precision, state_dtype, against, peer_context)
     loaded = load_recipe(recipe, overrides)
     named = loaded.model_copy(update={"name": " ".join([loaded.name, *overrides])})
     if save is not None:
         read_rows(save)  # refused now, and not when all is timed
     with joined() as device:
         precision = precision or ("bf16" if device.type == "cuda" else "fp32")
-        if precision not in ("fp32", "bf16"):
-            raise ConfigError(f"precision is {precision!r}; it must be fp32 or bf16.")
+        if precision not in ("fp32", "bf16", *KINDS):
+            raise ConfigError(f"precision is {precision!r}; it must be fp32, bf16, {', '.join(KINDS)}.")
         where = _where(device, tensor)
         ours, peer = _sides(named, device, precision, state_dtype, piece, tensor, against, peer_context)
         sweep = Sweep(named, ours, where, precision=precision, state=state_dtype, tokens=tokens, piece=piece, peer=peer,
@@ -86,17 +81,33 @@ def bench_recipe(recipe: str, *, contexts: Sequence[int] = (), batches: Sequence
     return sweep.made if where.first else []
 
 
+def _check(contexts: Sequence[int], tensor: int, precision: str | None, state_dtype: str, against: str | None,
+           peer_context: int | None) -> None:
+    """ConfigError for options that do not go together or are not known."""
+    if against not in (None, *PEERS):
+        raise ConfigError(f"against is {against!r}; known: {', '.join(PEERS)}.")
+    if (against or peer_context) and not (contexts and against):
+        raise ConfigError("against and peer_context are of decode points: give contexts, and whom it is against.")
+    if against and precision in KINDS:
+        raise ConfigError(f"against is timed with whole weights; drop it, or precision {precision}.")
+    if against and tensor > 1:
+        raise ConfigError("against is timed on one GPU; drop it, or tensor.")
+    if state_dtype not in TYPES:
+        raise ConfigError(f"state_dtype is {state_dtype!r}; it must be fp32, bf16 or fp16.")
+
+
 def _sides(recipe: Recipe, device: torch.device, precision: str, state: str, piece: int, tensor: int,
            against: str | None, peer_context: int | None) -> tuple[Ours, Transformers | None]:
-    width: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" else "fp32"
+    width: Literal["fp32", "bf16"] = "fp32" if precision == "fp32" else "bf16"
+    kind = cast(Kind, precision) if precision in KINDS else None
     if tensor > 1:
         sums = Sums(_world(), device)
         part = random_part(recipe.model, sums, bf16=width == "bf16")
-        return Ours(part, state=TYPES[state], piece=piece, sums=sums), None
+        return Ours(part, state=TYPES[state], piece=piece, sums=sums, kind=kind), None
     model = random_model(recipe, device, width)
     # before the weights are packed
     peer = None if against is None else Transformers(model, static=against.endswith("static"), at=peer_context)
-    ours = Ours(model, state=TYPES[state], piece=piece)
+    ours = Ours(model, state=TYPES[state], piece=piece, kind=kind)
     if peer is not None:
         peer.check(ours)
     return ours, peer

@@ -9,21 +9,17 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hinny.bench.generation_claim import contests, curve, section, table
 from hinny.bench.generation_fit import errors_of
-from hinny.bench.generation_rows import DECODE, Point, hardware_in, point_of, read_shape
+from hinny.bench.generation_goals import goals
+from hinny.bench.generation_rows import DECODE, hardware_in, point_of, read_shape
 from hinny.bench.kernel_table import Row, read_rows
 from hinny.errors import ConfigError, HinnyError
 from hinny.run import write_atomically
-from hinny.study.draw import Panel, Series, draw, short, standalone
-from hinny.study.draw import Point as Dot
-
-HYBRID, TRANSFORMER = "8b-hybrid", "8b-transformer"
-
-PICTURE = "generation-speedup.svg"
+from hinny.study.draw import short
 
 HEAD = """\
 # Generation, timed
@@ -38,98 +34,26 @@ CLAIM = """\
 ## Up to 8x faster
 
 The paper (arXiv 2406.07887) predicts that the hybrid generates up to 8 times faster than the Transformer at long
-contexts, and did not measure it. Measured here, both on the same engine; the prediction is `hinny show`'s arithmetic.
+contexts, and did not measure it. Measured here, both on the same engine with random weights; the prediction is
+`hinny show`'s arithmetic. MHA: 32 key heads, as the paper's Transformer; GQA-8: the same with 8.
 """
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A hybrid's and a Transformer's decode row at the same batch, context and machine."""
-
-    hybrid: Row
-    other: Row
-    at: Point
-    """Of the Transformer."""
-
-    @property
-    def label(self) -> str:
-        """Which Transformer."""
-        assert self.at.model.attention is not None
-        a = self.at.model.attention
-        return "MHA" if a.n_kv_heads == a.n_heads else f"GQA-{a.n_kv_heads}"
-
-    @property
-    def ratio(self) -> float:
-        """Times that the hybrid is faster."""
-        return self.hybrid["value"] / self.other["value"]
-
-    @property
-    def predicted(self) -> float | None:
-        """The same by the prediction."""
-        ours, theirs = (_predicted(point_of(one)) for one in (self.hybrid, self.other))
-        return None if ours is None or theirs is None else ours / theirs
-
-
 def render(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
-    """The page, and its pictures by name: what there are rows of, and nothing else."""
-    found = pairs(rows)
-    pictures = {PICTURE: _curve(found)} if _curves(found) else {}
-    shown = "".join(f"![Times that the hybrid is faster, by context]({name})\n" for name in pictures)
-    parts = [HEAD, CLAIM if found else "", _claim_table(found), shown, _decode_table(rows), _prediction_note(rows),
-             _prefill_table(rows), _answer_table(rows), _skipped(rows), _made(rows)]
+    """The page, and its pictures by name. What was asked for and has no rows is said to be not measured."""
+    found = contests(rows)
+    pictures = {contest.picture: curve(contest) for contest in found if contest.curves}
+    parts = [HEAD, goals(rows), CLAIM, *(map(section, found) if found else ["Not measured.\n"]), _decode_table(rows),
+             _prediction_note(rows), _prefill_table(rows), _answer_table(rows), _skipped(rows), _made(rows)]
     return "\n".join(part for part in parts if part), pictures
-
-
-def pairs(rows: Sequence[Row]) -> list[Pair]:
-    """Each Transformer's decode row of the 8B models that has a hybrid's beside it, by label, batch and context."""
-    decoded = [one for one in rows if one["what"] == DECODE]
-    hybrids = {(one["shape"], one["machine"]): one for one in decoded if one["variant"] == HYBRID}
-    found = [Pair(hybrids[one["shape"], one["machine"]], one, point_of(one)) for one in decoded
-             if one["variant"].split()[0] == TRANSFORMER and (one["shape"], one["machine"]) in hybrids]
-    return sorted(found, key=lambda p: (p.at.tensor, p.label, p.at.batch, p.at.context))
-
-
-def _predicted(point: Point) -> float | None:
-    return point.predicted(point.calibration)
-
-
-def _claim_table(found: Sequence[Pair]) -> str:
-    lines = [[pair.label, _gpus(pair.hybrid), f"{pair.at.batch}", short(pair.at.context),
-              f"{pair.hybrid['value']:,.0f}", f"{pair.other['value']:,.0f}", f"**{pair.ratio:.2f}x**",
-              _of(pair.predicted, "{:.2f}x")] for pair in found]
-    return _table(["Transformer", "GPUs", "batch", "context", "hybrid tok/s", "Transformer tok/s", "measured",
-                   "predicted"], lines, "llrrrrrr")
-
-
-def _curves(found: Sequence[Pair]) -> dict[tuple[str, int], list[Pair]]:
-    """Lines with two points at least: by Transformer and batch."""
-    lines: dict[tuple[str, int], list[Pair]] = {}
-    for pair in found:
-        if pair.at.tensor == 1:
-            lines.setdefault((pair.label, pair.at.batch), []).append(pair)
-    return {name: line for name, line in lines.items() if len(line) > 1}
-
-
-def _curve(found: Sequence[Pair]) -> str:
-    series = []
-    for colour, ((label, batch), line) in enumerate(sorted(_curves(found).items())):
-        dots = [Dot(pair.at.context, pair.ratio, pair.hybrid["low"] / pair.other["high"],
-                    pair.hybrid["high"] / pair.other["low"]) for pair in line]
-        series.append(Series(f"batch {batch}, {label}", dots, colour))
-        said = [Dot(pair.at.context, pair.predicted, pair.predicted, pair.predicted) for pair in line
-                if pair.predicted is not None]
-        if said:
-            series.append(Series("predicted", said, colour, dashed=True))
-    return standalone(draw(Panel("", "context, tokens", "times faster than the Transformer", series, log_x=True,
-                                 format_y=lambda value: f"{value:g}x")))
 
 
 def _decode_table(rows: Sequence[Row]) -> str:
     made = {(one["what"], one["variant"], one["shape"], one["machine"]): one for one in rows}
     lines = []
-    for one in (one for one in rows if one["what"] == DECODE):
+    for one in sorted((one for one in rows if one["what"] == DECODE), key=_order):
         point, memory = point_of(one), made.get(("decode.peak_memory", one["variant"], one["shape"], one["machine"]))
-        said = _predicted(point)
+        said = point.predicted()
         lines.append([one["variant"], _gpus(one), point.precision, point.state, f"{point.batch}", short(point.context),
                       f"{one['value']:,.0f}", f"{one['low']:,.0f} … {one['high']:,.0f}",
                       f"**{one['value'] / one['bound']:.0%}**", _of(said, "{:,.0f}"),
@@ -138,20 +62,24 @@ def _decode_table(rows: Sequence[Row]) -> str:
     if not lines:
         return ""
     return ("## Decoding\n\nThe floor of a step is its bytes, weights, keys and states by `hinny show`, over the rate "
-            "at which memory\nwas found to move in the same process; a GPU's data sheet is higher.\n\n" + _table(
+            "at which memory\nwas found to move in the same process; a GPU's data sheet is higher.\n\n" + table(
                 ["model", "on", "weights", "states", "batch", "context", "tok/s", "low … high", "of floor", "predicted",
                  "off by", "memory, GB", "peer"], lines, "llllrrrrrrrrl"))
 
 
 def _prediction_note(rows: Sequence[Row]) -> str:
     lines = []
-    for name, errors, calibration in errors_of(rows):
-        basis = "by its data sheet" if calibration is None else (
-            f"by {calibration.share:.1%} of the data sheet's bandwidth and {calibration.layer * 1e6:.1f} µs a layer"
-            + ("" if calibration.sum is None else f", {calibration.sum * 1e6:.1f} µs a layer's sum over GPUs"))
-        lines.append(f"- {name}, {basis}: {len(errors)} points, off by {statistics.median(errors):.1%} in the median "
-                     f"and {max(errors):.1%} at most.")
-    return "## The prediction\n\n" + "\n".join([*lines, ""]) if lines else ""
+    for one in errors_of(rows):
+        c, (worst, at) = one.calibration, one.worst
+        basis = "by its data sheet" if c is None else (
+            f"by {c.share:.1%} of the data sheet's bandwidth and {c.layer * 1e6:.1f} µs a layer"
+            + ("" if c.sum is None else f", {c.sum * 1e6:.1f} µs a layer's sum over GPUs"))
+        point, errors = point_of(at), [abs(error) for error, _ in one.points]
+        lines.append(f"- {one.hardware}, {basis}: {len(errors)} points, off by {statistics.median(errors):.1%} in the "
+                     f"median. The worst is off by {worst:+.1%}: {at['variant']} on {_gpus(at)}, weights "
+                     f"{point.precision}, states {point.state}, batch {point.batch}, context {short(point.context)}.")
+    return ("## The prediction\n\nPredicted over measured tokens/s, of every decode point of a GPU; a CPU has no data "
+            "sheet here.\n\n" + "\n".join([*lines, ""])) if lines else ""
 
 
 def _prefill_table(rows: Sequence[Row]) -> str:
@@ -161,7 +89,7 @@ def _prefill_table(rows: Sequence[Row]) -> str:
         sizes, share = read_shape(one), shares.get((one["variant"], one["shape"], one["machine"]))
         lines.append([one["variant"], _gpus(one), sizes["precision"], short(int(sizes["length"])), sizes["piece"],
                       f"{one['value']:,.0f}", "" if share is None else f"**{share['value']:.1%}**"])
-    return "## Prompts\n\nOne prompt, read in pieces.\n\n" + _table(
+    return "## Prompts\n\nOne prompt, read in pieces.\n\n" + table(
         ["model", "on", "weights", "length", "piece", "tok/s", "MFU"], lines, "lllrrrr") if lines else ""
 
 
@@ -172,7 +100,7 @@ def _answer_table(rows: Sequence[Row]) -> str:
         lines.append([one["variant"], _gpus(one), sizes["precision"], sizes["batch"], short(int(sizes["prompt"])),
                       sizes["written"], f"{one['value']:,.0f}"])
     return ("## Whole answers\n\nRequests through the engine, prompts and scheduling included: written tokens a second."
-            "\n\n" + _table(["model", "on", "weights", "requests", "prompt", "written", "tok/s"], lines, "lllrrrr")
+            "\n\n" + table(["model", "on", "weights", "requests", "prompt", "written", "tok/s"], lines, "lllrrrr")
             ) if lines else ""
 
 
@@ -191,6 +119,12 @@ def _made(rows: Iterable[Row]) -> str:
     return "## Made by\n\n" + "\n".join([*lines, ""])
 
 
+def _order(one: Row) -> tuple[object, ...]:
+    """Of decode rows: by machine, then by model and sizes."""
+    point = point_of(one)
+    return _gpus(one), one["variant"], point.precision, point.state, point.batch, point.context
+
+
 def _gpus(one: Row) -> str:
     """The accelerator and how many; of a CPU, its threads."""
     sizes, hardware = read_shape(one), hardware_in(one["machine"])
@@ -205,15 +139,6 @@ def _peer(one: Row) -> str:
 
 def _of(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
-
-
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], sides: str) -> str:
-    """A Markdown table; sides: l or r of each column. Nothing without lines."""
-    if not lines:
-        return ""
-    assert len(heads) == len(sides), (heads, sides)
-    rule: Callable[[str], str] = {"l": "---", "r": "---:"}.__getitem__
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, [rule(side) for side in sides], *lines)) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

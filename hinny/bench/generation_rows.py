@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
 from hinny import counts, predict
 from hinny.bench.kernel_table import Row
 from hinny.config import ModelConfig, load_recipe
 from hinny.errors import ConfigError
 from hinny.infer.limits import PAGE
-from hinny.memory.serving import pool_sizes
+from hinny.memory.quantised import KINDS, Kind, quantised_bytes
+from hinny.memory.serving import CONV_WIDTH, pool_sizes
 
 WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number."""
+
+BESIDE_SHORT = "bf16"
+"""Type of keys, embedding and head where the other matrices are in one of `KINDS`."""
 
 DECODE, SKIPPED = "decode", "decode.skipped"
 
@@ -36,37 +42,51 @@ class Point:
     batch: int
     context: int
     precision: str
+    """Of the weights: of `WIDTHS`, also that of keys and values, or of `KINDS`."""
     state: str
     tensor: int
     hardware: predict.Hardware | None
     """None where the data sheets in hinny.predict have no such device: a CPU."""
 
     @property
+    def width(self) -> int:
+        """Bytes of a key's number."""
+        return WIDTHS[BESIDE_SHORT if self.precision in KINDS else self.precision]
+
+    @cached_property
+    def weights(self) -> int:
+        """Bytes of all weights."""
+        if self.precision in KINDS:
+            return quantised_bytes(self.model, cast(Kind, self.precision), self.width)
+        return counts.weight_bytes(self.model, dtype_bytes=self.width)
+
+    @property
     def bytes(self) -> int:
         """Bytes that a step moves on each GPU."""
-        return predict.decode_bytes(self.model, self.batch, self.context, dtype_bytes=WIDTHS[self.precision],
-                                    state_dtype_bytes=WIDTHS[self.state]) // self.tensor
+        unread = (counts.weight_bytes(self.model, dtype_bytes=self.width)
+                  - counts.decode_weight_bytes(self.model, dtype_bytes=self.width))
+        return predict.decode_bytes(
+            self.model, self.batch, self.context, dtype_bytes=self.width, state_dtype_bytes=WIDTHS[self.state],
+            conv_dtype_bytes=CONV_WIDTH, weight_bytes=self.weights - unread) // self.tensor
 
     def memory(self, more: int) -> int:
         """Bytes of weights, and of pools with room for `more` tokens of each sequence, on each GPU."""
-        width = WIDTHS[self.precision]
         pools = pool_sizes(self.model, sequences=self.batch, context=self.context + more, snapshots=0, drafts=False,
-                           page=PAGE, width=width, state_width=WIDTHS[self.state], ranks=self.tensor)
-        return counts.weight_bytes(self.model, dtype_bytes=width) // self.tensor + pools.bytes
+                           page=PAGE, width=self.width, state_width=WIDTHS[self.state], ranks=self.tensor)
+        return self.weights // self.tensor + pools.bytes
 
-    def predicted(self, calibration: predict.Calibration | None) -> float | None:
+    def predicted(self) -> float | None:
         """Tokens/s of all sequences by `hinny show`'s arithmetic; None without a data sheet."""
         if self.hardware is None:
             return None
-        return predict.decode(self.model, self.hardware, batch=self.batch, context=self.context, tensor=self.tensor,
-                              dtype_bytes=WIDTHS[self.precision], state_dtype_bytes=WIDTHS[self.state],
-                              calibration=calibration)["tokens_per_s"]
+        return self.batch / predict.step_seconds(
+            self.model, self.hardware, moved=self.bytes, batch=self.batch, context=self.context, tensor=self.tensor,
+            calibration=self.calibration)[0]
 
     @property
     def calibration(self) -> predict.Calibration | None:
         """The constants of the device, where they were fitted to as many GPUs."""
-        found = None if self.hardware is None else predict.CALIBRATED.get(self.hardware.name)
-        return None if found is None or (self.tensor > 1 and found.sum is None) else found
+        return None if self.hardware is None else predict.constants_of(self.hardware, self.tensor)
 
 
 def point_of(row: Row) -> Point:

@@ -20,6 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hinny.bench.generation_rows import key
+from hinny.bench.kernel_table import merge_rows, read_rows
+from hinny.bench.quality_table import page
 from hinny.checkpoint.store import load_model
 from hinny.data.mix import Batch, heldout_batches
 from hinny.errors import ConfigError
@@ -27,10 +30,11 @@ from hinny.infer.limits import PAGE
 from hinny.infer.parts import Part
 from hinny.infer.precision import to_bfloat16
 from hinny.infer.prepare import prepare
-from hinny.infer.quantise import KINDS, quantise
+from hinny.infer.quantise import quantise
 from hinny.infer.runner import ModelRunner
+from hinny.memory.quantised import KINDS
 from hinny.model import Model
-from hinny.run import Run, row
+from hinny.run import Run, row, write_atomically
 
 WEIGHTS = ("fp32", "bf16", *KINDS)
 STATES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,13 +42,19 @@ ROWS_AT_ONCE = 16
 
 
 def bench_quality(run: str, *, weights: Sequence[str] | None = None, states: Sequence[str] | None = None,
-                  windows: int = 32, length: int | None = None) -> list[dict[str, Any]]:
-    """Loss, changed greedy tokens and differences of logits of a run's newest checkpoint, rounded in several ways.
+                  windows: int = 32, length: int | None = None, save: Path | None = None,
+                  markdown: Path | None = None) -> list[dict[str, Any]]:
+    """Loss, changed greedy tokens and differences of logits of a run's newest checkpoint, rounded in several ways, and
+    what trained it.
 
     weights    of fp32, bf16, int8, fp8, int4; fp32 and bf16 without it
     states     of fp32, bf16, fp16, those of the SSM layers; all without it, where the model has such layers
     windows    of held-out text, of `length` tokens each, the training length without it; at least 2
+    save       a JSON file: rows take the place of the same figures in it
+    markdown   a file for the page of these rows or, with save, of all in that file
     """
+    if save is not None:
+        read_rows(save)  # refused now, and not when all is decoded
     opened = Run(Path(run))
     config = opened.recipe.model
     recurrent = bool({"M", "1"} & {*config.pattern})
@@ -59,7 +69,19 @@ def bench_quality(run: str, *, weights: Sequence[str] | None = None, states: Seq
         raise ConfigError(f"windows is {windows} and length {length}; 2 windows of 1 token are the least.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = _Bench(opened, list(weights or ("fp32", "bf16")), device, windows, length)
-    return bench.rows(list(states or (STATES if recurrent else ("fp32",))))
+    rows = [_trained(opened), *bench.rows(list(states or (STATES if recurrent else ("fp32",))))]
+    if save is not None:
+        merge_rows(save, rows, key)
+    if markdown is not None:
+        write_atomically(markdown, page(rows if save is None else read_rows(save), WEIGHTS, tuple(STATES)))
+    return rows
+
+
+def _trained(run: Run) -> dict[str, Any]:
+    """What the run was made by, and for how many steps."""
+    env = run.env
+    return row("quality.trained", run.recipe.name, run.steps_done, "steps", command=env["command"]) | {
+        "commit": env["commit"], "machine": env["machine"]}
 
 
 @dataclass(frozen=True)

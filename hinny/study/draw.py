@@ -42,6 +42,7 @@ class Series:
     """A line with its direct label."""
 
     label: str
+    """Empty: none, where the line belongs to another in its colour."""
     points: list[Point]
     colour: int
     dashed: bool = False
@@ -141,7 +142,7 @@ def _axes(axes: Axes, panel: Panel) -> None:
 def _labels(axes: Axes, panel: Panel) -> None:
     """Each line's name at its right end, in its colour, moved apart where ends are close."""
     ends = []
-    for series in panel.series:
+    for series in (one for one in panel.series if one.label):
         last = series.points[-1]
         height = axes.transAxes.inverted().transform(axes.transData.transform((last.x, last.value)))[1]
         ends.append((min(1.0, max(0.0, height)), series))

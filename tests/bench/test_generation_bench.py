@@ -11,7 +11,7 @@ import torch
 from ranks import run_ranks
 from typer.testing import CliRunner
 
-from hinny import predict
+from hinny import counts, predict
 from hinny.bench import bench
 from hinny.bench.evaluation import random_model
 from hinny.bench.generation_engine import WARM_UP, Ours
@@ -20,6 +20,7 @@ from hinny.cli import app
 from hinny.config import load_recipe
 from hinny.errors import ConfigError
 from hinny.infer.limits import PAGE
+from hinny.memory.quantised import quantised_bytes
 from hinny.run import Run
 
 SMALL = ["model.d_model=32", "model.mamba2.head_dim=16", "model.attention.n_heads=2", "model.attention.n_kv_heads=1",
@@ -133,13 +134,25 @@ def test_answers_are_as_long_as_asked_for() -> None:
     ({"contexts": [8], "peer_context": 4}, "of decode points"),
     ({"contexts": [8], "tensor": 2, "against": "transformers"}, "on one GPU"),
     ({"contexts": [8], "tensor": 2}, "there are 1 processes"),
-    ({"contexts": [8], "precision": "fp8"}, "precision is 'fp8'"),
+    ({"contexts": [8], "precision": "fp16"}, "precision is 'fp16'"),
+    ({"contexts": [8], "precision": "int8", "against": "transformers"}, "whole weights"),
     ({"contexts": [8], "state_dtype": "int8"}, "state_dtype is 'int8'"),
     ({"contexts": [8], "repeats": 2}, "repeats"), ({"contexts": [8], "run": "x"}, "one of the three"),
 ])
 def test_options_act_or_raise(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         _bench(**options)
+
+
+def test_projections_in_eight_bits_are_fewer_bytes_and_say_so() -> None:
+    pytest.importorskip("torchao")
+    rows = {precision: _bench(contexts=[16], tokens=2, precision=precision) for precision in ("bf16", "int8")}
+    moved = {precision: next(row["value"] for row in made if row["what"] == "decode.bytes")
+             for precision, made in rows.items()}
+    model = point_of(rows["int8"][0]).model
+    saved = counts.weight_bytes(model) - quantised_bytes(model, "int8", 2)
+    assert moved["bf16"] - moved["int8"] == saved > 0
+    assert all("precision=int8" in row["shape"] for row in rows["int8"])
 
 
 def test_a_run_refuses_what_is_of_recipes(trained_run: Run) -> None:

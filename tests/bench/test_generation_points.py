@@ -12,7 +12,7 @@ import torch
 from hinny import predict
 from hinny.bench import generation_points
 from hinny.bench.generation_points import Sweep, Where
-from hinny.bench.generation_rows import point_of
+from hinny.bench.generation_rows import Point, point_of
 from hinny.config import load_recipe
 
 HYBRID = load_recipe("8b-hybrid")
@@ -57,6 +57,7 @@ class Slow:
 def _at_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation_points, "commit", lambda: "0123abc")
     monkeypatch.setattr("hinny.run.commit", lambda: "0123abc")
+    monkeypatch.setattr(predict, "CALIBRATED", {})
 
 
 def sweep(ours: Clock, where: Where = H100, **options: object) -> Sweep:
@@ -89,6 +90,23 @@ def test_a_decode_point_stands_beside_its_floor_and_its_prediction() -> None:
 
 
 HYBRID_TOTAL, VOCABULARY = 8_654_517_248, 256_000
+PROJECTIONS = 24 * 4096 * (2 * 8192 + 2 * 1024 + 8192) + 4 * 4096 * (2 * 4096 + 2 * 1024) + 28 * 2 * 4096 * 16384
+"""Numbers of the hybrid's matrices: z, x, B, C, out; q, out, k, v; up and down."""
+
+
+def test_shorter_states_leave_the_convolutions_in_float32() -> None:
+    wide, half = (Point(HYBRID.model, 32, 1024, "bf16", state, 1, None) for state in ("fp32", "bf16"))
+    states = 32 * 24 * 2 * 128 * 64 * 128
+    assert wide.bytes - half.bytes == 2 * states  # read and written
+    assert wide.memory(8) - half.memory(8) == states
+
+
+def test_shorter_weights_leave_keys_embedding_and_head_in_bfloat16() -> None:
+    plain, short = (Point(HYBRID.model, 32, 1024, kind, "fp32", 1, None) for kind in ("bf16", "int8"))
+    assert plain.width == short.width == 2
+    # scales and what is float32 either way are a thousandth
+    assert plain.bytes - short.bytes == pytest.approx(PROJECTIONS, rel=2e-3)
+    assert plain.memory(8) - short.memory(8) == pytest.approx(PROJECTIONS, rel=2e-3)
 
 
 def test_a_calibrated_device_is_predicted_by_its_constants(monkeypatch: pytest.MonkeyPatch) -> None:

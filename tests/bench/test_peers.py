@@ -93,5 +93,5 @@ def test_bench_options_act_or_raise(options: dict[str, Any]) -> None:
 
 
 def test_an_unknown_bench_is_refused() -> None:
-    with pytest.raises(ConfigError, match="known: eval, generate, kernels, train"):
+    with pytest.raises(ConfigError, match="known: eval, generate, kernels, quality, train"):
         bench("kernel")

@@ -63,6 +63,8 @@ def test_an_interval_is_that_of_the_mean():
 
 def test_rows_say_what_was_compared_with_what(trained_run: Run):
     rows = bench_quality(str(trained_run.path), states=["fp32", "bf16"], windows=3, length=16)
+    trained, *rows = rows
+    assert (trained["value"], trained["command"]) == (trained_run.steps_done, trained_run.env["command"])
     shapes = {r["shape"] for r in rows}
     assert shapes == {f"weights={pair} windows=3 length=16" for pair in (
         "fp32 state=fp32 against=fp32/fp32", "fp32 state=bf16 against=fp32/fp32",
