@@ -96,14 +96,17 @@ class Errors:
         return max(self.points, key=lambda found: abs(found[0]))
 
 
-def errors_of(rows: Sequence[Row]) -> list[Errors]:
-    """Of each device, with one GPU or more; rows of devices without a data sheet have no prediction."""
+def errors_of(rows: Sequence[Row], *, narrow: bool = False) -> list[Errors]:
+    """Of each device, with one GPU or more; rows of devices without a data sheet have no prediction.
+
+    narrow: of weights in 8 or 4 bits instead of all others: their kernels are others, for which nothing was fitted.
+    """
     found: dict[tuple[str, Calibration | None], list[tuple[float, Row]]] = {}
     for one in rows:
         if one["what"] == DECODE:
             point = point_of(one)
             predicted = point.predicted()
-            if point.hardware is not None and predicted is not None:
+            if point.hardware is not None and predicted is not None and narrow == (point.precision not in WIDTHS):
                 found.setdefault((point.hardware.name, point.calibration), []).append(
                     (predicted / one["value"] - 1, one))
     return [Errors(name, calibration, points) for (name, calibration), points in found.items()]

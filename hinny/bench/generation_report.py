@@ -69,6 +69,7 @@ def _decode_table(rows: Sequence[Row]) -> str:
 
 def _prediction_note(rows: Sequence[Row]) -> str:
     lines = []
+    short_weights = [error for errors in errors_of(rows, narrow=True) for error, _ in errors.points]
     for one in errors_of(rows):
         c, (worst, at) = one.calibration, one.worst
         basis = "by its data sheet" if c is None else (
@@ -78,6 +79,10 @@ def _prediction_note(rows: Sequence[Row]) -> str:
         lines.append(f"- {one.hardware}, {basis}: {len(errors)} points, off by {statistics.median(errors):.1%} in the "
                      f"median. The worst is off by {worst:+.1%}: {at['variant']} on {_gpus(at)}, weights "
                      f"{point.precision}, states {point.state}, batch {point.batch}, context {short(point.context)}.")
+    if short_weights:
+        lines.append(f"- Weights in 8 or 4 bits have other kernels, for which no constants were fitted: by those above "
+                     f"their {len(short_weights)} points are off by {min(short_weights):+.0%} to "
+                     f"{max(short_weights):+.0%}.")
     return ("## The prediction\n\nPredicted over measured tokens/s, of every decode point of a GPU; a CPU has no data "
             "sheet here.\n\n" + "\n".join([*lines, ""])) if lines else ""
 
