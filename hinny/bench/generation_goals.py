@@ -119,8 +119,8 @@ def _prediction(rows: Sequence[Row]) -> str:
     near = sum(abs(error) <= 0.15 for error in found)
     alone = [error for errors in errors_of([one for one in rows if "tensor=" not in one.get("shape", "")])
              for error, _ in errors.points]
-    return (f"off by **{max(map(abs, found)):.1%}** at most, on one GPU {max(map(abs, alone), default=0):.1%}; {near} of "
-            f"{len(found)} points within 15%, {sum(abs(error) <= 0.07 for error in found)} within 7%")
+    return (f"off by **{max(map(abs, found)):.1%}** at most, on one GPU {max(map(abs, alone), default=0):.1%}; {near} "
+            f"of {len(found)} points within 15%, {sum(abs(error) <= 0.07 for error in found)} within 7%")
 
 
 def _on_cpu(rows: Sequence[Row]) -> str:

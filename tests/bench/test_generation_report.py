@@ -142,7 +142,8 @@ def test_what_was_asked_for_is_said_of_all_rows(full: tuple[str, dict[str, str]]
     for said in ("| 2 H200 | 6x | 10x | **", " have no room |",
                  "batch 1: **50%** at 1K, **50%** at 4K; batch 32: **50%** at",
                  "batch 1: **4.50x** (transformers 5); batch 32: **4.50x**", "| 45% | 55% | **51.2%** |",
-                 "off by **25.0%** at most, on one GPU 25.0%; 0 of ", "tiny-hybrid **4.50x**", "130m-transformer **4.50x**"):
+                 "off by **25.0%** at most, on one GPU 25.0%; 0 of ", "tiny-hybrid **4.50x**",
+                 "130m-transformer **4.50x**"):
         assert said in asked, said
     assert "not measured" not in asked
 
