@@ -3,6 +3,7 @@
     parts          some sequences' next tokens (`hinny.infer.parts`)
     few and long   parts of one to MOST_FEW tokens go together by their number, the others alone (`hinny.infer.pooled`)
     graphs         passes of one token each are CUDA graphs on a GPU (`hinny.infer.graphs`)
+    lean           a pass of one token on a CPU goes by itself, in fewer operations (`hinny.infer.lean`)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from hinny.infer.graphs import Graphs, Steps, padded_rows
 from hinny.infer.head import logits
+from hinny.infer.lean import Lean, Place, fits
 from hinny.infer.limits import PAGE
 from hinny.infer.parts import Part
 from hinny.infer.pool import Pool
@@ -43,6 +45,7 @@ class ModelRunner:
         self.pool = Pool(model, slots, pages, page, state_dtype)
         self._sums = sums
         self._head = head if head is not None else lambda rows: logits(rows, model.output_weight[:self.words])
+        self._lean = Lean(model, self.pool) if sums is None and not recorded and fits(model, self.pool) else None
         recorded = self.device.type == "cuda" if recorded is None else recorded
         self._graphs = Graphs(self._step, self.device) if recorded else None
 
@@ -61,6 +64,8 @@ class ModelRunner:
         """As for every Runner; the logits may be overwritten by the next run."""
         if self._graphs is not None and self._recordable(parts):
             return self._graphs.run(parts, self.page)
+        if self._lean is not None and len(parts) == len(parts[0].tokens) == 1:
+            return self._alone(self._lean, parts[0])
         order = sorted(range(len(parts)), key=lambda i: _group(parts[i]))
         ragged, tokens = self._ragged([parts[i] for i in order])
         found = self._hidden(tokens, ragged)
@@ -81,6 +86,11 @@ class ModelRunner:
     def copy_page(self, source: int, target: int) -> None:
         """As for every Runner."""
         self.pool.copy_page(source, target)
+
+    def _alone(self, lean: Lean, part: Part) -> Tensor:
+        """The pass of one token of one sequence on a CPU."""
+        found = lean.hidden(part.tokens[0], Place(part.slot, part.pages, part.start, self.page))
+        return self._head(found[None][:part.wanted])
 
     def _recordable(self, parts: Sequence[Part]) -> bool:
         """Whether a graph stands for this pass: one token each, and no sums that graphs may not record."""

@@ -152,7 +152,7 @@ def rope(x: Tensor, position: Tensor, *, base: float, rope_dim: int) -> Tensor:
         raise ValueError(f"rope: rope_dim is {rope_dim}; it must be even and at most the head's {p} dimensions.")
     if tuple(position.shape) not in ((t,), (b, t)):
         raise ValueError(f"rope: position has shape {tuple(position.shape)}; it must be ({t},) or ({b}, {t}).")
-    dtype, rates = wide(x.dtype), _rates(base, rope_dim, wide(x.dtype), x.device)
+    dtype, rates = wide(x.dtype), rope_rates(base, rope_dim, wide(x.dtype), x.device)
     recorded = torch.is_grad_enabled() and x.requires_grad
     if x.is_cuda and rope_dim and not recorded and b * t <= FEW and backend.chosen(x) == "triton":
         from hinny.ops.kernels import thin
@@ -173,7 +173,7 @@ def rope(x: Tensor, position: Tensor, *, base: float, rope_dim: int) -> Tensor:
 
 
 @cache
-def _rates(base: float, rope_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def rope_rates(base: float, rope_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(rope_dim/2,): the angle of each pair from one position to the next."""
     return base ** -(torch.arange(0, rope_dim, 2, dtype=dtype, device=device) / max(rope_dim, 1))
 
