@@ -74,10 +74,10 @@ class Tokenizer(ABC):
     def _words(self, ids: Sequence[int]) -> list[int]:
         """`ids` without eod, all of them found to be in the vocabulary."""
         ids = [int(i) for i in ids]
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise DataError(f"token id {i} is outside the tokenizer's vocabulary, 0 to {self.vocab_size - 1}; "
-                                "are these ids of another tokenizer?")
+        if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):
+            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
+            raise DataError(f"token id {wrong} is outside the tokenizer's vocabulary, 0 to {self.vocab_size - 1}; "
+                            "are these ids of another tokenizer?")
         return [i for i in ids if i != self.eod]
 
     def save(self, folder: Path) -> None:

@@ -19,8 +19,8 @@ from hinny.infer.parts import Part, Runner
 from hinny.infer.prefixes import WORTH, Prefixes
 from hinny.infer.request import Choice, Delivery, Request
 from hinny.infer.sampler import Chooser, LogitsError, choose
-from hinny.infer.scheduler import Scheduler, Work
-from hinny.infer.sequence import Continuation
+from hinny.infer.scheduler import Scheduler
+from hinny.infer.sequence import Continuation, Work
 from hinny.infer.stats import Stats
 from hinny.tokenizer import Tokenizer
 
@@ -76,24 +76,25 @@ class Core:
             self._ready.append(self._cut_off(sequence, "cancelled"))
 
     def step(self) -> list[Delivery]:
-        """One pass → what became certain. A runner that raises fails the requests of this pass, no others; RankFailure,
-        behind which nothing can be run, is raised."""
+        """One pass → what became certain. A runner that raises fails the requests of this pass, no others, or before it
+        that one whose rows it could not copy; RankFailure, behind which nothing can be run, is raised."""
         ready, self._ready = self._ready, []
         if not self._alive:
             return ready
-        work = self.scheduler.schedule()
-        assert work, f"{len(self.scheduler.waiting)} sequences wait and none runs"
+        work: list[Work] = []
         try:
+            work = self.scheduler.schedule()
+            assert work, f"{len(self.scheduler.waiting)} sequences wait and none runs"
             turns, choices = self._run(work)
         except RankFailure:
             raise
         except Exception as error:
-            logger.exception("a forward pass of %d sequences failed", len(work))
-            for each in work:
-                self.scheduler.undo(each)
-            numbers = {each.sequence.number for each in work}
-            return ready + [self._cut_off(sequence, "failed", f"{type(error).__name__}: {error}")
-                            for number in sorted(numbers) for sequence in self._alive[number][::-1]]
+            broken = {each.sequence.number for each in work}
+            if not work:
+                if self.scheduler.at_fault is None:
+                    raise
+                broken = {self.scheduler.at_fault.number}
+            return ready + self._fail(work, broken, error)
         return ready + [self._deliver(turn, choices) for turn in turns]
 
     def stats(self) -> Stats:
@@ -104,7 +105,7 @@ class Core:
         return Stats(running=len(self.scheduler.running), waiting=len(self.scheduler.waiting), pages=pages.total,
                      pages_used=held[1], pages_cached=pages.cached, slots=slots.total, slots_used=held[0],
                      slots_cached=slots.cached, bytes=slots.total * slot + pages.total * page,
-                     bytes_used=held[0] * slot + held[1] * page, **asdict(self.scheduler.sums))
+                     bytes_used=held[0] * slot + held[1] * page, **asdict(self.scheduler.tally))
 
     def forget(self) -> None:
         """Empty the prefix cache."""
@@ -153,14 +154,26 @@ class Core:
         chosen = [turn.sequence for turn in turns for _ in range(turn.work.wanted)]
         return turns, _chosen(logits, chosen)
 
+    def _fail(self, work: Sequence[Work], broken: set[int], error: Exception) -> list[Delivery]:
+        """End these requests, of a pass that could not be run."""
+        logger.error("a forward pass for %d requests failed", len(broken), exc_info=error)
+        for each in work:
+            self.scheduler.undo(each)
+        return [self._cut_off(sequence, "failed", f"{type(error).__name__}: {error}")
+                for number in sorted(broken) for sequence in self._alive[number][::-1]]
+
     def _forked(self, parent: Continuation) -> list[Continuation]:
         """The other continuations of a prompt that has just been read, which go on from its state; those for which
         there is no room read the prompt themselves when there is."""
-        forks, parent.forks = parent.forks, []
-        at_work = [fork for fork in forks if self.scheduler.fork(parent, fork)]
-        for fork in forks:
-            if fork.slot is None:
+        at_work: list[Continuation] = []
+        # one whose copy fails is still the parent's
+        while parent.forks:
+            fork = parent.forks[0]
+            if self.scheduler.fork(parent, fork):
+                at_work.append(fork)
+            else:
                 self.scheduler.add(fork)
+            del parent.forks[0]
         return at_work
 
     def _deliver(self, turn: Turn, choices: Sequence[Choice | None]) -> Delivery:
@@ -182,7 +195,7 @@ class Core:
             right += is_draft
             if not is_draft or writing.ended:
                 break
-        self.scheduler.sums.written += len(pieces)
+        self.scheduler.tally.written += len(pieces)
         if work.drafts:
             self.scheduler.done(work, right)
         if writing.ended:

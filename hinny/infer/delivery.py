@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hinny.infer.request import Choice, Delivery, Request
-from hinny.infer.text import Text, certain
+from hinny.infer.text import MARK, Text, certain
 from hinny.tokenizer import Tokenizer
 
 
@@ -45,12 +45,14 @@ class Writing:
 
     def _deliver(self, choices: tuple[Choice, ...], ended: str | None, message: str = "") -> Delivery:
         text = self._text.behind(self._told)
-        known = text if ended else certain(text, (), self._text.fixed - self._told)
-        if hits := [at for word in self.request.stop if (at := known.find(word)) >= 0]:
-            piece = text[:min(hits)]
-            ended = ended if ended in ("cancelled", "failed") else "stop"
-        else:
-            piece = known if ended else certain(known, self.request.stop, len(known))
+        finished = ended or not text.endswith(MARK)
+        known = piece = text if finished else certain(text, (), self._text.fixed - self._told)
+        if self.request.stop:
+            if hits := [at for word in self.request.stop if (at := known.find(word)) >= 0]:
+                piece = text[:min(hits)]
+                ended = ended if ended in ("cancelled", "failed") else "stop"
+            elif not ended:
+                piece = certain(known, self.request.stop, len(known))
         self._told += len(piece)
         self.ended = ended
         return Delivery(self.number, self.index, piece, choices, ended, message, self.cached)

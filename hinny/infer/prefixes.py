@@ -69,7 +69,7 @@ class Prefixes:
         """The longest usable prefix of at most so many tokens; its entry becomes the most recently used."""
         node, known, best = self.root, 0, None
         while known < len(tokens) and (below := node.children.get(tokens[known])):
-            same = _alike(below.tokens, tokens, known)
+            same = alike(below.tokens, tokens, known)
             known += same
             node = below
             if same < len(below.tokens):
@@ -102,7 +102,7 @@ class Prefixes:
         node, at = self.root, 0
         while at < len(tokens):
             below = node.children.get(tokens[at])
-            if below is None or (same := _alike(below.tokens, tokens, at)) < min(len(below.tokens), len(tokens) - at):
+            if below is None or (same := alike(below.tokens, tokens, at)) < min(len(below.tokens), len(tokens) - at):
                 return True
             node, at = below, at + same
         return not (node.depth == at and node.entry) if self.recurrent else not node.entries
@@ -161,7 +161,7 @@ class Prefixes:
                 node.children[tokens[at]] = below
                 self.tokens += len(below.tokens)
                 return below
-            same = _alike(below.tokens, tokens, at)
+            same = alike(below.tokens, tokens, at)
             node, at = below if same == len(below.tokens) else _split(below, same), at + same
         return node
 
@@ -209,7 +209,7 @@ def _split(node: Node, at: int) -> Node:
     return upper
 
 
-def _alike(edge: tuple[int, ...], tokens: Sequence[int], at: int) -> int:
+def alike(edge: tuple[int, ...], tokens: Sequence[int], at: int) -> int:
     """How many tokens of `edge` the ones from `at` on begin with."""
     there = tuple(tokens[at:at + len(edge)])
     if there == edge:

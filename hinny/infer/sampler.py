@@ -41,11 +41,10 @@ class LogitsError(RequestError):
 class Chooser:
     """What one continuation needs between its tokens: its draws and what it has written. `written` changes it."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], index: int, forbidden: Sequence[int] = ()) -> None:
-        """`index`: which of the request's continuations, for each has draws of its own. Never chosen: `forbidden`."""
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], index: int) -> None:
+        """`index`: which of the request's continuations, for each has draws of its own."""
         self.sampling = sampling
-        self.forbidden = tuple(forbidden)
-        self.plain = sampling.greedy and not self.forbidden
+        self.plain = sampling.greedy
         """Whether the likeliest token is taken as it is."""
         self.penalised = (sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
                           or sampling.repetition_penalty != 1)
@@ -138,10 +137,6 @@ def _drawn(logits: Tensor, choosers: Sequence[Chooser]) -> tuple[Tensor, Tensor]
     """Largest logit behind penalties and the token, both (r), of rows that are not plain. logits (r v): changed."""
     if any(chooser.penalised for chooser in choosers):
         _penalise(logits, choosers)
-    if any(chooser.forbidden for chooser in choosers):
-        pairs = [(i, t) for i, chooser in enumerate(choosers) for t in chooser.forbidden]
-        row, token = _moved(np.array(pairs, np.int64).T, logits)
-        logits[row, token] = float("-inf")
     best, tokens = ops.likeliest(logits)
     options = [chooser.sampling for chooser in choosers]
     if not any(o.temperature for o in options):

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from hinny.infer.drafts import Lookup
 from hinny.infer.limits import Limits
 from hinny.infer.pages import Copies, Memory
-from hinny.infer.prefixes import Match, Prefixes
-from hinny.infer.sequence import Continuation
-from hinny.infer.stats import Sums
+from hinny.infer.prefixes import Match, Prefixes, alike
+from hinny.infer.sequence import Continuation, Work, arrival
+from hinny.infer.stats import Tally
 
 MOST_PENDING = 8
 """Known tokens that a state must catch up with, beyond which no drafts are added to them."""
-
-
-@dataclass(slots=True)
-class Work:
-    """The next tokens of a sequence in a pass."""
-
-    sequence: Continuation
-    tokens: list[int]
-    """Known ones, then drafts."""
-    wanted: int
-    """At so many of the last tokens logits are needed."""
-    drafts: int = 0
-    """So many of the last tokens are guesses."""
-    spare: int | None = None
-    """Slot of the state before this pass, should a draft be wrong."""
 
 
 class Scheduler:
@@ -40,15 +25,28 @@ class Scheduler:
         self.running: list[Continuation] = []
         self.waiting: list[Continuation] = []
         """Both in order of arrival."""
-        self.sums = Sums()
+        self.tally = Tally()
+        self.at_fault: Continuation | None = None
+        """Whose copies failed, if that is why `schedule` raised."""
 
     def add(self, sequence: Continuation) -> None:
         """Let it wait for a place."""
-        insort(self.waiting, sequence, key=_order)
+        insort(self.waiting, sequence, key=arrival)
 
     def schedule(self) -> list[Work]:
-        """The next pass: a token or more of every sequence that writes, then prompts, as long as tokens are left."""
+        """The next pass: a token or more of every sequence that writes, then prompts, as long as tokens are left. What
+        `copies` raise is raised, with all rows as they were: without the one `at_fault` it can be tried again."""
         work: list[Work] = []
+        self.at_fault = None
+        try:
+            self._plan(work)
+        except Exception:
+            for each in work:
+                self.undo(each)
+            raise
+        return work
+
+    def _plan(self, work: list[Work]) -> None:
         left = self.limits.step_tokens
         writing = [s for s in self.running if not s.reading]
         for behind, sequence in zip(range(len(writing) - 1, -1, -1), writing, strict=True):
@@ -59,18 +57,29 @@ class Scheduler:
             if sequence.reading and left:
                 work.append(self._read(sequence, left))
                 left -= len(work[-1].tokens)
-        while left and self.waiting and len(self.running) < self.limits.sequences and self._admit(self.waiting[0]):
-            sequence = self.waiting.pop(0)
-            insort(self.running, sequence, key=_order)
+        # who waits for another's reading lets the next ones pass
+        place, most = 0, self.limits.sequences
+        while place < min(len(self.waiting), most) and len(self.running) < most:
+            sequence = self.waiting[place]
+            match = self.prefixes.match(sequence.tokens, len(sequence.tokens) - 1)
+            if ahead := self._ahead(sequence, match):
+                other, at = ahead
+                other.cuts.add(at)
+                left += sum(each.end_at(at) for each in work if each.sequence is other)
+                place += 1
+                continue
+            if not left or not self._admit(sequence, match):
+                break
+            del self.waiting[place]
+            insort(self.running, sequence, key=arrival)
             work.append(self._read(sequence, left))
             left -= len(work[-1].tokens)
-        return work
 
     def done(self, work: Work, right: int) -> None:
         """After the pass: the state holds its tokens. right: drafts that were, all before the first wrong one."""
         sequence = work.sequence
-        self.sums.drafted += work.drafts
-        self.sums.accepted += right
+        self.tally.drafted += work.drafts
+        self.tally.accepted += right
         if right == work.drafts:
             sequence.held += len(work.tokens)
         elif not self.recurrent:
@@ -82,7 +91,7 @@ class Scheduler:
             self.memory.slots.release((work.spare,))
             work.spare = None
         if sequence.reading:
-            self.sums.read += len(work.tokens)
+            self.tally.read += len(work.tokens)
             ready = sequence.held == len(sequence.tokens)
             sequence.reading = not ready
             if sequence.held in sequence.cuts or (ready and not self.recurrent):
@@ -97,20 +106,12 @@ class Scheduler:
     def fork(self, parent: Continuation, child: Continuation) -> bool:
         """Let `child` go on from the parent's state, which holds the whole prompt. Whether there was room."""
         memory = self.memory
-        full, part = divmod(parent.held, memory.page) if memory.pages.total else (0, 0)
+        part = parent.held % memory.page if memory.pages.total else 0
         if len(self.running) >= self.limits.sequences or not self.prefixes.make_room(bool(part), 1):
             return False
-        assert parent.slot is not None
-        child.slot = memory.slots.take()
-        if self.recurrent:
-            self.copies.copy_slot(parent.slot, child.slot)
-        child.pages = parent.pages[:full]
-        memory.pages.share(child.pages)
-        if part:
-            child.pages.append(memory.pages.take())
-            self.copies.copy_page(parent.pages[full], child.pages[full])
-        child.held, child.reading, child.cached = parent.held, False, parent.cached
-        insort(self.running, child, key=_order)
+        self._take(child, parent.slot, parent.pages, parent.held, int(bool(part)))
+        child.reading, child.cached = False, parent.cached
+        insort(self.running, child, key=arrival)
         return True
 
     def end(self, sequence: Continuation, *, keep: bool) -> None:
@@ -154,9 +155,7 @@ class Scheduler:
             return work
         sequence.pages += [self.memory.pages.take() for _ in range(pages)]
         if self.recurrent:
-            assert sequence.slot is not None
-            work.spare = self.memory.slots.take()
-            self.copies.copy_slot(sequence.slot, work.spare)
+            work.spare = self._copied(sequence)
         work.tokens, work.drafts, work.wanted = known + guesses, len(guesses), 1 + len(guesses)
         return work
 
@@ -173,7 +172,7 @@ class Scheduler:
             return True
         while not self.prefixes.make_room(more, 0):
             newest = self.running.pop()
-            self.sums.preemptions += 1
+            self.tally.preemptions += 1
             self._release(newest)
             self.add(newest)
             if newest is sequence:
@@ -189,9 +188,21 @@ class Scheduler:
         sequence.pages, sequence.slot, sequence.held, sequence.reading = [], None, 0, True
         sequence.cuts.clear()
 
-    def _admit(self, sequence: Continuation) -> bool:
+    def _ahead(self, sequence: Continuation, match: Match) -> tuple[Continuation, int] | None:
+        """Who is reading what this one begins with too, and to where: this one can go on from a state kept there.
+        Every such place is passed, so that nobody waits for ever."""
+        worth, tokens = self.prefixes.worth, sequence.tokens
+        if self.prefixes.most == 0:
+            return None
+        for other in self.running:
+            if other.reading and other.tokens[:worth] == tokens[:worth]:
+                same = alike(tuple(tokens[:-1]), other.tokens, 0)
+                if same - match.held >= worth and same > other.held:
+                    return other, same
+        return None
+
+    def _admit(self, sequence: Continuation, match: Match) -> bool:
         """Give it a slot and pages for all its tokens and one more, if there is room; with a prefix held already."""
-        match = self.prefixes.match(sequence.tokens, len(sequence.tokens) - 1)
         if not self._start(sequence, match):
             # the cached state itself may be what takes the room
             if not match.entry or not self._start(sequence, Match(known=match.known)):
@@ -204,10 +215,10 @@ class Scheduler:
     def _begin(self, sequence: Continuation, match: Match) -> None:
         """Count a prompt that is begun, and say where snapshots of it are wanted."""
         sequence.cached = match.held
-        self.sums.prompts += 1
-        self.sums.hits += match.held > 0
-        self.sums.prompt_tokens += sequence.prompt
-        self.sums.cached += match.held
+        self.tally.prompts += 1
+        self.tally.hits += match.held > 0
+        self.tally.prompt_tokens += sequence.prompt
+        self.tally.cached += match.held
         if self.recurrent and self.prefixes.most != 0:
             prompt = sequence.request.prompt
             # a prompt that comes again needs the state before its last token: that one must be run for logits
@@ -227,20 +238,49 @@ class Scheduler:
         memory.slots.share(snapshot)
         # a page for each that writes: who is let in only to be pre-empted reads for nothing
         reserve = len(self.running) if memory.pages.total else 0
-        room = memory.pages.available >= more + reserve and self.prefixes.make_room(more, 1)
-        if room:
-            sequence.slot = memory.slots.take()
-            sequence.pages = [*lent[:full], *(memory.pages.take() for _ in range(more))]
-            sequence.held, sequence.reading = match.held, True
-            if part:
-                self.copies.copy_page(lent[full], sequence.pages[full])
-            if snapshot:
-                self.copies.copy_slot(snapshot[0], sequence.slot)
-            elif self.recurrent:
-                self.copies.clear_slot(sequence.slot)
-        memory.pages.release(lent[full:] if room else lent)
-        memory.slots.release(snapshot)
+        try:
+            room = memory.pages.available >= more + reserve and self.prefixes.make_room(more, 1)
+            if room:
+                self._take(sequence, entry.slot if entry else None, lent, match.held, more)
+                sequence.reading = True
+        finally:
+            memory.pages.release(lent)
+            memory.slots.release(snapshot)
         return room
+
+    def _take(self, sequence: Continuation, source: int | None, pages: Sequence[int], held: int, more: int) -> None:
+        """Rows for a sequence, or none if a copy fails. Its state is the one of slot `source`, None for that before a
+        first token; of the `pages` that hold so many tokens whole ones are shared and one begun is copied."""
+        memory = self.memory
+        full, part = divmod(held, memory.page) if memory.pages.total else (0, 0)
+        own, slot = [*pages[:full]], memory.slots.take()
+        memory.pages.share(own)
+        own += [memory.pages.take() for _ in range(more)]
+        try:
+            if part:
+                self.copies.copy_page(pages[full], own[full])
+            if self.recurrent and source is not None:
+                self.copies.copy_slot(source, slot)
+            elif self.recurrent:
+                self.copies.clear_slot(slot)
+        except Exception:
+            memory.pages.release(own)
+            memory.slots.release((slot,))
+            self.at_fault = sequence
+            raise
+        sequence.slot, sequence.pages, sequence.held = slot, own, held
+
+    def _copied(self, sequence: Continuation) -> int:
+        """A slot with its state, or none if the copy fails."""
+        assert sequence.slot is not None
+        slot = self.memory.slots.take()
+        try:
+            self.copies.copy_slot(sequence.slot, slot)
+        except Exception:
+            self.memory.slots.release((slot,))
+            self.at_fault = sequence
+            raise
+        return slot
 
     def _snapshot(self, sequence: Continuation) -> None:
         """Keep the state of a sequence that goes on from it, if there is a slot for it."""
@@ -250,13 +290,7 @@ class Scheduler:
         if self.recurrent:
             if not self.prefixes.make_place():
                 return
-            assert sequence.slot is not None
-            slot = self.memory.slots.take()
-            self.copies.copy_slot(sequence.slot, slot)
+            slot = self._copied(sequence)
         self.prefixes.keep(tokens, sequence.pages[:self.memory.needed(len(tokens))], slot)
         if slot is not None:
             self.memory.slots.release((slot,))
-
-
-def _order(sequence: Continuation) -> tuple[int, int]:
-    return sequence.order

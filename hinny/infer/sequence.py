@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hinny.infer.request import Request
@@ -46,3 +47,31 @@ class Continuation:
     def left(self) -> int:
         """Tokens that may still be written."""
         return self.prompt + self.request.max_tokens - len(self.tokens)
+
+
+@dataclass(slots=True)
+class Work:
+    """The next tokens of a sequence in a pass."""
+
+    sequence: Continuation
+    tokens: list[int]
+    """Known ones, then drafts."""
+    wanted: int
+    """At so many of the last tokens logits are needed."""
+    drafts: int = 0
+    """So many of the last tokens are guesses."""
+    spare: int | None = None
+    """Slot of the state before this pass, should a draft be wrong."""
+
+    def end_at(self, place: int) -> int:
+        """Read no further than to this place of the sequence → tokens that are left out for it."""
+        more = max(0, self.sequence.held + len(self.tokens) - place)
+        if more:
+            del self.tokens[-more:]
+            self.wanted = 0
+        return more
+
+
+def arrival(sequence: Continuation) -> tuple[int, int]:
+    """What sequences are ordered by."""
+    return sequence.order

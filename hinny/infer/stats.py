@@ -49,7 +49,7 @@ class Stats:
 
 
 @dataclass
-class Sums:
+class Tally:
     """What is counted as it happens."""
 
     read: int = 0

@@ -29,6 +29,8 @@ class FakeRunner:
         self._table = torch.randn(draws, WORDS, generator=torch.Generator().manual_seed(0))
         self.failures: set[int] = set()
         """Passes, counted from 0, that raise in the middle."""
+        self.copy_failures: set[int] = set()
+        """Copies and clearings of rows, counted from 0, that raise before they are done."""
         self.counts: Counter[str] = Counter()
 
     def run(self, parts: Sequence[Part]) -> Tensor:
@@ -43,18 +45,26 @@ class FakeRunner:
         return torch.stack(rows) if rows else torch.empty(0, WORDS)
 
     def clear_slot(self, slot: int) -> None:
+        self._changed()
         self._slots[slot] = EMPTY
 
     def copy_slot(self, source: int, target: int) -> None:
         assert self.recurrent
         assert source != target
+        self._changed()
         self._slots[target] = self._slots[source]
         self.counts["slot copies"] += 1
 
     def copy_page(self, source: int, target: int) -> None:
         assert source != target
+        self._changed()
         self._pages[target] = self._pages[source].copy()
         self.counts["page copies"] += 1
+
+    def _changed(self) -> None:
+        self.counts["changes"] += 1
+        if self.counts["changes"] - 1 in self.copy_failures:
+            raise torch.OutOfMemoryError("no room for a copy")
 
     def _part(self, part: Part) -> list[Tensor]:
         assert 0 <= part.wanted <= len(part.tokens)

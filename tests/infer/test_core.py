@@ -100,6 +100,40 @@ def test_the_third_prompt_with_the_same_beginning_hits() -> None:
     assert cached == [0, 0, 20]
 
 
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize(("same", "step_tokens"), [(30, 64), (30, 16), (40, 64), (39, 24)])
+def test_of_prompts_that_come_together_a_common_beginning_is_read_once(
+        recurrent: bool, same: int, step_tokens: int) -> None:
+    core = _core(recurrent, sequences=5, slots=20, step_tokens=step_tokens)
+    prompts = [LONG[:same] + tuple(range(100 + n, 140 + n - same)) for n in range(5)]
+    numbers = [core.add(Request(prompt, 8, ignore_eod=True)) for prompt in prompts]
+    found = _answers(core)
+    known = min(same, len(LONG) - 1)
+    assert [found[number, 0][-1].cached for number in numbers] == [0, *[known] * 4]
+    assert core.stats().read == len(LONG) + 4 * (len(LONG) - known)
+    assert [_tokens(found[n, 0]) for n in numbers] == [_greedy(prompt, 8, recurrent) for prompt in prompts]
+
+
+def test_who_waits_for_anothers_reading_lets_the_next_one_pass() -> None:
+    core = _core(step_tokens=30)
+    first, second = (core.add(Request((*LONG, n), 3, ignore_eod=True)) for n in range(2))
+    other = core.add(Request((1, 2, 3), 3, ignore_eod=True))
+    core.step()
+    assert [piece.request for piece in core.step()] == [other]
+    assert (core.stats().running, core.stats().waiting) == (2, 1)
+    assert {piece.request for piece in core.step()} == {first, second, other}
+
+
+def test_who_waits_for_a_reader_that_goes_reads_for_itself() -> None:
+    core = _core(step_tokens=20)
+    first, second = (core.add(Request((*LONG, n), 3, ignore_eod=True)) for n in range(2))
+    core.step()
+    core.cancel(first)
+    found = _answers(core)
+    assert _tokens(found[second, 0]) == _greedy((*LONG, 1), 3)
+    assert found[second, 0][-1].cached == 20, "what the one that has gone had read"
+
+
 def test_without_snapshots_nothing_is_kept() -> None:
     core = _core(snapshots=0)
     assert [_run(core, Request(LONG, 5))[1] for _ in range(2)] == [0, 0]

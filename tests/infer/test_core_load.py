@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,8 +45,9 @@ class Kind:
         return Core(runner, TOKENIZER, limits, slots=slots, pages=pages, recurrent=self.recurrent, worth=6)
 
 
-KINDS = [Kind(True, 30), Kind(True, 30, drafts=4), Kind(True, 0, drafts=3), Kind(True, 22, slots=5, snapshots=3),
-         Kind(False, 20), Kind(False, 22, drafts=4), Kind(True, 30, snapshots=0, drafts=2)]
+KINDS = [Kind(True, 24), Kind(True, 24, drafts=4), Kind(True, 0, slots=12, drafts=3),
+         Kind(True, 22, slots=5, snapshots=3), Kind(False, 20), Kind(False, 22, drafts=4),
+         Kind(True, 30, snapshots=0, drafts=2)]
 
 
 @pytest.fixture(autouse=True)
@@ -96,20 +98,18 @@ def _alone(kind: Kind, request: Request) -> list[tuple[str, tuple[int, ...], str
     return _texts(pieces, request.n)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_a_crowd_is_answered_as_each_alone(kind: Kind) -> None:
-    requests, rng = _requests(KINDS.index(kind), 145), random.Random(7)
-    core = kind.core()
+def _crowd(core: Core, requests: list[Request], cancelled: set[int] | None,
+           rng: random.Random) -> tuple[dict[int, Request], dict[int, list[Delivery]]]:
+    """Requests that come one by one or together, of which some are cancelled → by number they and their pieces."""
     numbers: dict[int, Request] = {}
     pieces: dict[int, list[Delivery]] = {}
-    cancelled: set[int] = set()
     todo = list(requests)
     for _ in range(100_000):
         for _ in range(rng.choice([0, 0, 1, 4])):
             if todo:
                 number = core.add(todo[0])
                 numbers[number], pieces[number] = todo.pop(0), []
-        if numbers and rng.random() < 0.05:
+        if numbers and cancelled is not None and rng.random() < 0.05:
             victim = rng.choice(sorted(numbers))
             core.cancel(victim)
             cancelled.add(victim)
@@ -118,6 +118,23 @@ def test_a_crowd_is_answered_as_each_alone(kind: Kind) -> None:
         if not todo and not core.busy:
             break
     assert not core.busy
+    return numbers, pieces
+
+
+def _check_all_is_free(core: Core, kind: Kind) -> None:
+    stats = core.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+    assert (stats.pages_used, stats.slots_used) == (stats.pages_cached, stats.slots_cached)
+    core.forget()
+    assert (core.stats().pages_used, core.stats().slots_used) == (0, 0)
+    assert core.memory.pages.free == kind.pages
+    assert core.memory.slots.free == kind.slots
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_crowd_is_answered_as_each_alone(kind: Kind) -> None:
+    core, cancelled = kind.core(), set[int]()
+    numbers, pieces = _crowd(core, _requests(KINDS.index(kind), 145), cancelled, random.Random(7))
     ended = 0
     for number, request in numbers.items():
         for found, true in zip(_texts(pieces[number], request.n), _alone(kind, request), strict=True):
@@ -129,15 +146,30 @@ def test_a_crowd_is_answered_as_each_alone(kind: Kind) -> None:
                 ended += 1
     assert ended > 140
     stats = core.stats()
-    assert (stats.running, stats.waiting) == (0, 0)
-    assert (stats.pages_used, stats.slots_used) == (stats.pages_cached, stats.slots_cached)
     assert (stats.cached > 0) == (kind.snapshots != 0)
     assert (stats.accepted > 0) == (kind.drafts > 0)
     assert stats.preemptions > 0 or not kind.pages
-    core.forget()
-    assert (core.stats().pages_used, core.stats().slots_used) == (0, 0)
-    assert core.memory.pages.free == kind.pages
-    assert core.memory.slots.free == kind.slots
+    _check_all_is_free(core, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_passes_and_copies_that_fail_end_their_requests_and_nothing_else(
+        kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    core, rng = kind.core(), random.Random(11)
+    core.runner.failures |= set(rng.sample(range(400), 6))  # type: ignore[attr-defined]
+    core.runner.copy_failures |= set(rng.sample(range(300), 8))  # type: ignore[attr-defined]
+    with caplog.at_level(logging.CRITICAL):
+        numbers, pieces = _crowd(core, _requests(KINDS.index(kind), 100), None, rng)
+    reasons = {piece.message.split(":")[0] for own in pieces.values() for piece in own}
+    assert reasons == {"", "RuntimeError", "OutOfMemoryError"}
+    whole = 0
+    for number, request in numbers.items():
+        for found, true in zip(_texts(pieces[number], request.n), _alone(kind, request), strict=True):
+            assert found == true or found[2] == "failed"
+            assert true[1][:len(found[1])] == found[1]
+            whole += found == true
+    assert whole > 60
+    _check_all_is_free(core, kind)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -146,18 +146,6 @@ def test_a_seed_gives_each_continuation_and_token_numbers_of_its_own() -> None:
     assert all(0 <= number < 1 for stream in streams for number in stream)
 
 
-def test_forbidden_tokens_are_never_chosen() -> None:
-    logits = fixed(6, 1, WORDS)
-    best = logits[0].argsort(descending=True).tolist()
-    greedy = Chooser(Sampling(), [], 0, forbidden=best[:2])
-    assert choose(logits, [greedy], [None])[0].token == best[2]
-    drawn = Chooser(Sampling(temperature=5.0), [], 0, forbidden=best[3:])
-    for _ in range(50):
-        token = choose(logits, [drawn], [None])[0].token
-        drawn.written(token)
-        assert token in best[:3]
-
-
 def test_logprobs_are_those_of_the_raw_logits_and_ties_go_by_id() -> None:
     logits = fixed(7, 3, WORDS)
     logits[1] = torch.tensor([0.0, -0.0] * (WORDS // 2))

@@ -13,8 +13,8 @@ from hinny.infer.pages import Memory
 from hinny.infer.prefixes import Prefixes
 from hinny.infer.request import Request
 from hinny.infer.sampler import Chooser
-from hinny.infer.scheduler import MOST_PENDING, Scheduler, Work
-from hinny.infer.sequence import Continuation
+from hinny.infer.scheduler import MOST_PENDING, Scheduler
+from hinny.infer.sequence import Continuation, Work
 
 
 class Copies:
@@ -89,8 +89,8 @@ def test_the_newest_gives_its_pages_to_an_older_one_and_loses_no_token() -> None
     old, new = _add(scheduler, 0, 7), _add(scheduler, 1, 7)
     for _ in range(6):
         _step(scheduler)
-    assert scheduler.sums.preemptions == 0
-    while not scheduler.sums.preemptions:
+    assert scheduler.tally.preemptions == 0
+    while not scheduler.tally.preemptions:
         written = len(new.tokens)
         _step(scheduler)
     assert scheduler.waiting == [new]
@@ -143,7 +143,7 @@ def test_right_drafts_are_held() -> None:
     _step(scheduler, token=5)
     _step(scheduler, right=3, token=6)
     assert len(sequence.tokens) - sequence.held == 1
-    assert scheduler.sums.accepted == 3
+    assert scheduler.tally.accepted == 3
 
 
 def test_a_state_that_lags_far_behind_catches_up_without_drafts() -> None:
@@ -156,7 +156,7 @@ def test_a_state_that_lags_far_behind_catches_up_without_drafts() -> None:
         assert work[0].drafts == 0 or len(work[0].tokens) - work[0].drafts <= MOST_PENDING
         most = max(most, len(work[0].tokens))
     assert most <= MOST_PENDING + 3
-    assert scheduler.sums.drafted > 0
+    assert scheduler.tally.drafted > 0
 
 
 def test_drafts_take_no_slot_from_one_that_waits() -> None:
