@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -69,9 +70,10 @@ class Answer:
         return JSONResponse(self.form.whole(self.choices, self.usage))
 
     def end(self) -> None:
-        """All is done, or nobody waits any more: then the core gives it up."""
-        if self._feed is not None:
-            self.loop.cancel(self._feed)
+        """All is done, or nobody waits any more: then the core gives it up. Twice is once."""
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            self.loop.cancel(feed)
             self.metrics.count(self.usage)
             if not self._left:
                 self.metrics.whole.observe(time.monotonic() - self._arrived)
@@ -105,6 +107,9 @@ class Stream(Response):
         except ClientLeft:
             answer.metrics.cancelled.inc()
         except Refusal as refusal:
+            # before the last words, which a client may never read
+            answer.end()
+            answer.metrics.faults.labels(str(refusal.status)).inc()
             await send({"type": "http.response.body", "body": event(refusal.body()), "more_body": False})
         finally:
             answer.end()
@@ -118,4 +123,6 @@ class Stream(Response):
             part, piece = found
             if piece.text or piece.ended or form.with_logprobs:
                 await send({"type": "http.response.body", "body": form.next(part, piece), "more_body": True})
+            # neither waits where there is a backlog: others, and the news that the client left, have their turn
+            await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": form.closing(self.answer.usage), "more_body": False})

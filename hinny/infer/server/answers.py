@@ -92,7 +92,8 @@ class Continuation:
                 self._written.append(choice.token)
         name = self.words.name
         return {"tokens": [name(c.token) for c in choices], "token_logprobs": [_finite(c.logprob) for c in choices],
-                "top_logprobs": [{name(t): _finite(p) for t, p in c.top} for c in choices], "text_offset": offsets}
+                "top_logprobs": [{name(t): _finite(p) for t, p in (*c.top, (c.token, c.logprob))} if c.top else {}
+                                 for c in choices], "text_offset": offsets}
 
 
 class Form:

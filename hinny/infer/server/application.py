@@ -21,12 +21,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from hinny import __version__
 from hinny.errors import RequestError
+from hinny.infer.server.connection import ClientLeft
 from hinny.infer.server.guard import Guard
 from hinny.infer.server.refusals import FaultBody, Refusal
 from hinny.infer.server.schemas import ChatRequest, CompletionRequest
-from hinny.infer.server.service import Service
+from hinny.infer.server.service import LEFT, Service
 
-FAULTS = {400: "It cannot be served as it is.", 401: "An API key is missing or wrong.", 404: "Not here.",
+FAULTS = {400: "It cannot be served as it is.", 401: "An API key is missing or wrong.",
+          403: "Another machine's name for this one.", 404: "Not here.",
           405: "Another method.", 408: "The body came too slowly.", 413: "The body is too long.",
           415: "The body is not JSON.", 429: "Too many wait.", 500: "The engine failed.", 503: "Shutting down.",
           504: "It took too long."}
@@ -45,7 +47,7 @@ def application(service: Service) -> FastAPI:
     app = FastAPI(title="hinny", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
                   redirect_slashes=False)
     _add_endpoints(app, service)
-    _add_faults(app)
+    _add_faults(app, service)
     paths = [route.path for route in app.routes if "{" not in route.path]  # type: ignore[attr-defined]
     app.add_middleware(Guard, service=service, paths=paths)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
@@ -97,7 +99,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
     app.get("/", response_model=None, include_in_schema=False)(page)
 
 
-def _add_faults(app: FastAPI) -> None:
+def _add_faults(app: FastAPI, service: Service) -> None:
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> Response:
         return refusal.response()
@@ -106,13 +108,14 @@ def _add_faults(app: FastAPI) -> None:
     async def mistaken(_: Request, mistake: RequestError) -> Response:
         return Refusal(400, str(mistake)).response()
 
+    @app.exception_handler(ClientLeft)
+    async def left(_: Request, __: ClientLeft) -> Response:
+        service.metrics.cancelled.inc()
+        return Response(status_code=LEFT)
+
     @app.exception_handler(HTTPException)
     async def lost(_: Request, fault: HTTPException) -> Response:
         return Refusal(fault.status_code, WORDS.get(fault.status_code, fault.detail), headers=fault.headers).response()
-
-    @app.exception_handler(Exception)
-    async def broken(_: Request, fault: Exception) -> Response:
-        return Refusal(500, f"the server failed ({type(fault).__name__}).").response()
 
 
 def _page() -> tuple[str, str]:
@@ -141,6 +144,10 @@ def _responses(*kinds: str) -> dict[int | str, dict[str, Any]]:
 def _described(app: FastAPI) -> dict[str, Any]:
     """OpenAPI's description; bodies are read by `schemas.read`, so their schemas are put in here."""
     found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    for operations in found["paths"].values():
+        for operation in operations.values():
+            # FastAPI's own, of parameters that it checks; a path's text is never wrong
+            operation["responses"].pop("422", None)
     kinds: list[type[BaseModel]] = [CompletionRequest, ChatRequest, FaultBody]
     _, schemas = models_json_schema([(kind, "validation") for kind in kinds],
                                     ref_template="#/components/schemas/{model}")

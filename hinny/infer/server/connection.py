@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from hinny.infer.server.refusals import Refusal
@@ -19,9 +19,14 @@ class ClientLeft(Exception):
 
 
 async def read_body(http: Request, most: int, seconds: float) -> bytes:
-    """The JSON of a request. Refusal 415 for another type, 413 above `most` bytes, 408 after `seconds`."""
+    """The JSON of a request. Refusal 415 for another type, 413 above `most` bytes, 408 after `seconds`.
+
+    ClientLeft if it ends before its end.
+    """
     if http.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "the body must be JSON, with Content-Type: application/json.", code="unsupported_media_type")
+    if http.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Refusal(415, "the body must be sent as it is, without Content-Encoding.", code="unsupported_media_type")
     too_long = Refusal(413, f"the body is longer than {most} bytes, the most that this server reads.", code="too_large")
     told = http.headers.get("content-length", "0")
     if told.isdecimal() and int(told[:20]) > most:
@@ -35,6 +40,8 @@ async def read_body(http: Request, most: int, seconds: float) -> bytes:
                     raise too_long
     except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {seconds:g} seconds.", code="timeout") from None
+    except ClientDisconnect:
+        raise ClientLeft from None
     return bytes(body)
 
 

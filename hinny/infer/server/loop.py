@@ -18,6 +18,10 @@ from hinny.infer.stats import Stats
 log = logging.getLogger(__name__)
 
 
+LAST_STEP = 20
+"""Seconds for the step that runs when the server ends."""
+
+
 class Worker(Protocol):
     """What the loop needs of `hinny.infer.core.Core`; all of it is called in one thread."""
 
@@ -82,9 +86,9 @@ class Loop:
         self._thread.start()
 
     async def close(self) -> None:
-        """End the thread behind the step that it is in. What is not finished stays unfinished."""
+        """End the thread behind the step that it is in, if that ends. What is not finished stays unfinished."""
         self._orders.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, LAST_STEP)
 
     async def submit(self, requests: Sequence[Request]) -> Feed:
         """Have the core take on all of them or none. Refusal: 429 if too many wait, 400 if the core has objections."""
@@ -158,7 +162,13 @@ class Loop:
 
     def _tell(self, what: Callable[[], None]) -> None:
         assert self._events is not None
-        self._events.call_soon_threadsafe(what)
+        try:
+            self._events.call_soon_threadsafe(what)
+        except RuntimeError:
+            if not self._events.is_closed():
+                raise
+            # a second signal has ended it, and all who waited are gone
+            self._orders.put(None)
 
     # in the event loop
 

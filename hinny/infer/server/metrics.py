@@ -28,6 +28,10 @@ class Metrics:
                                  registry=registry)
         self.refused = Counter("hinny_queue_refusals", "Requests refused because too many were waiting.",
                                registry=registry)
+        self.exceptions = Counter("hinny_exceptions", "Requests that ended by a fault of the server's own.",
+                                  registry=registry)
+        self.faults = Counter("hinny_stream_faults", "Streams that began and ended with an error, by its status.",
+                              ["status"], registry=registry)
         self._read = Counter("hinny_prompt_tokens", "Tokens of prompts, cached ones included.", registry=registry)
         self._cached = Counter("hinny_cached_tokens", "Tokens of prompts that were not read again.", registry=registry)
         self._written = Counter("hinny_generated_tokens", "Tokens written.", registry=registry)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from hinny.infer.request import MOST_LOGPROBS
 from hinny.infer.sampling import Sampling
@@ -12,6 +14,12 @@ from hinny.infer.server.refusals import Refusal
 
 MOST_STOPS = 16
 MOST_N = 128
+MOST_PARTS = 4096
+"""Messages of a conversation, and pieces of a message."""
+MOST_FAULTS = 100
+"""Of a body that are looked at: each costs a thousand bytes, and a body has room for a million."""
+MOST_SHOWN = 60
+"""Characters of a wrong value that its refusal repeats."""
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str, Field(min_length=1)]
@@ -52,7 +60,7 @@ class Asked(Strict):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = 1.0
     seed: Annotated[int, Field(ge=-2**63, lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_N)] | None = 1
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MOST_STOPS)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = False
@@ -85,7 +93,9 @@ class Asked(Strict):
         """Refusal for fields that ask for what is not served, or that say nothing together."""
         for name, neutral in NEUTRAL.items():
             if name in self.model_fields_set and getattr(self, name) not in neutral:
-                raise Refusal(400, f"{name} is not served; leave it out.", param=name, code="unsupported")
+                allowed = " or ".join(json.dumps(value) for value in neutral)
+                raise Refusal(400, f"{name} is {_shown(getattr(self, name))}, which is not served; leave it out, or "
+                              f"give {allowed}.", param=name, code="unsupported")
         if self.stream_options is not None and not self.stream:
             raise Refusal(400, "stream_options goes with stream = true.", param="stream_options")
 
@@ -106,8 +116,8 @@ class CompletionRequest(Asked):
     def check(self) -> None:
         super().check()
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise Refusal(400, "best_of is not served; leave it out, or make it equal to n.", param="best_of",
-                          code="unsupported")
+            raise Refusal(400, f"best_of is {self.best_of} and n {self.n or 1}, which is not served; leave best_of "
+                          "out, or make it equal to n.", param="best_of", code="unsupported")
         if self.echo and self.logprobs is not None:
             raise Refusal(400, "echo with logprobs is not served: the prompt's own log-probabilities are not kept; "
                           "drop one of them.", param="echo", code="unsupported")
@@ -124,7 +134,7 @@ class Message(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True, max_length=MOST_PARTS)]
     name: str | None = None
     """For the client's own records; nothing depends on it."""
 
@@ -137,7 +147,7 @@ class Message(Strict):
 class ChatRequest(Asked):
     """Body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MOST_PARTS)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     """What the context has room for without either."""
@@ -159,6 +169,9 @@ class ChatRequest(Asked):
                           f"{self.max_completion_tokens}; they mean the same, give one.", param="max_tokens")
 
 
+FIELDS = {name for kind in (CompletionRequest, ChatRequest, Message, TextPart, StreamOptions)
+          for name in kind.model_fields}
+"""All names that a body may have."""
 Kind = TypeVar("Kind", bound=Asked)
 
 
@@ -167,20 +180,40 @@ def read(kind: type[Kind], body: bytes) -> Kind:
     try:
         asked = kind.model_validate_json(body)
     except ValidationError as mistake:
-        faults = mistake.errors(include_url=False, include_input=False, include_context=False)
-        raise _refusal([(tuple(map(str, fault["loc"])), fault["msg"]) for fault in faults]) from None
+        if (count := mistake.error_count()) > MOST_FAULTS:
+            raise Refusal(400, f"the body has {count} mistakes; most are fields that are not known here.",
+                          code="invalid_body") from None
+        raise _refusal(mistake.errors(include_url=False, include_context=False)) from None
     asked.check()
     return asked
 
 
-def _refusal(faults: list[tuple[tuple[str, ...], str]]) -> Refusal:
+def _refusal(faults: list[ErrorDetails]) -> Refusal:
     """Of the first field that is wrong. A field of several types has a fault for each, and each is told once."""
-    where = faults[0][0]
-    if not where:
-        return Refusal(400, f"the body cannot be read: {faults[0][1]}.", code="invalid_body")
-    if faults[0][1] == "Extra inputs are not permitted":
-        name = ".".join(where)
-        return Refusal(400, f"{name[:100]} is not a field that is known here; leave it out.", param=name[:100],
+    first = faults[0]
+    if not first["loc"]:
+        return Refusal(400, f"the body cannot be read: {first['msg']}.", code="invalid_body")
+    if first["type"] == "extra_forbidden":
+        name = ".".join(map(str, first["loc"]))[:100]
+        return Refusal(400, f"{name} is not a field that is known here; leave it out.", param=name,
                        code="unknown_field")
-    told = dict.fromkeys(message for loc, message in faults if loc[0] == where[0])
-    return Refusal(400, f"{where[0]}: {'; or '.join(list(told)[:4])}.", param=where[0])
+    top = str(first["loc"][0])
+    # a place within a field of several types has their names in it
+    path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in FIELDS)
+    if first["type"] == "missing":
+        return Refusal(400, f"{path} is missing; it is needed.", param=top)
+    told = dict.fromkeys(fault["msg"].replace("Input should", "it should").replace("List should", "a list should")
+                         for fault in faults if fault["loc"][0] == top)
+    return Refusal(400, f"{path} is {_shown(first['input'])}: {'; or '.join(list(told)[:4])}.", param=top)
+
+
+def _shown(value: Any) -> str:
+    """What somebody sent, in a few characters."""
+    if isinstance(value, (list, dict)):
+        kind = "a list" if isinstance(value, list) else "an object"
+        return kind if value else f"{kind} of nothing"
+    # Python refuses to write numbers of thousands of digits
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "a number of more than 30 digits"
+    text = json.dumps(value[:MOST_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."

@@ -16,7 +16,7 @@ from hinny.infer.request import Request
 from hinny.infer.server.answering import Answer, Stream
 from hinny.infer.server.answers import Continuation, Form, Words
 from hinny.infer.server.chat import Chat
-from hinny.infer.server.connection import ClientLeft, read_body, while_connected
+from hinny.infer.server.connection import read_body, while_connected
 from hinny.infer.server.loop import Loop, Worker
 from hinny.infer.server.metrics import Metrics
 from hinny.infer.server.options import Options
@@ -28,6 +28,8 @@ SHORT = 4096
 """Characters that are made tokens at once; for more a thread does it, so that nobody else waits."""
 DEFAULT_TOKENS = 16
 """Of a completion that names no max_tokens, as OpenAI has it."""
+MOST_READ = 64
+"""Requests that may be read beside those whose continuations are at work or wait: each holds a body."""
 LEFT = 499
 """Status, in the metrics alone, of a request whose client left."""
 Result = TypeVar("Result")
@@ -60,9 +62,16 @@ class Service:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """While a request is answered, which `drain` waits for. Refusal once the server is shutting down."""
+        """While a request is answered, which `drain` waits for.
+
+        Refusal once the server is shutting down, or if it holds bodies of too many others.
+        """
         if self.draining:
             raise draining()
+        if self._active >= (most := self.loop.most + MOST_READ):
+            self.metrics.refused.inc()
+            raise Refusal(429, f"{most} requests are being read or answered, as many as may be; try again.",
+                          code="queue_full", headers={"Retry-After": "1"})
         self._active += 1
         self._idle.clear()
         try:
@@ -101,7 +110,7 @@ class Service:
                 "max_model_len": self.limits.context}
 
     async def completion(self, http: HTTPRequest) -> Response:
-        """POST /v1/completions."""
+        """POST /v1/completions. Refusal, or ClientLeft."""
         arrived = time.monotonic()
         asked = await self._read(http, CompletionRequest)
         prompts = await self._prompts(asked)
@@ -163,9 +172,6 @@ class Service:
             return Stream(answer)
         try:
             return await while_connected(http.receive, answer.whole(), answer.seconds_left)
-        except ClientLeft:
-            self.metrics.cancelled.inc()
-            return Response(status_code=LEFT)
         finally:
             answer.end()
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import socket
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
 from hinny.errors import ConfigError
 from hinny.infer.server import chat
 from hinny.infer.server.application import application
+from hinny.infer.server.guard import is_loopback
 from hinny.infer.server.options import Options
+from hinny.infer.server.protocol import HEAD_SECONDS, MOST_HEAD, Connection
 from hinny.infer.server.service import Opened, Service
 
 log = logging.getLogger(__name__)
@@ -26,8 +29,9 @@ class Server(uvicorn.Server):
     """uvicorn's server, which at the first SIGTERM or SIGINT drains the service and at the second one ends."""
 
     def __init__(self, service: Service) -> None:
-        # one HTTP parser everywhere: the one that bounds a request's headers
-        super().__init__(uvicorn.Config(application(service), http="h11", ws="none", log_config=None, access_log=False,
+        connection = partial(Connection, metrics=service.metrics, head=HEAD_SECONDS, stalled=service.options.timeout)
+        super().__init__(uvicorn.Config(application(service), http=cast(type[Connection], connection), ws="none",
+                                        h11_max_incomplete_event_size=MOST_HEAD, log_config=None, access_log=False,
                                         server_header=False, lifespan="on", timeout_graceful_shutdown=LAST_BYTES))
         self.service = service
         self._events: asyncio.AbstractEventLoop | None = None
@@ -41,20 +45,26 @@ class Server(uvicorn.Server):
             options = self.service.options
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             log.info("%s at http://%s:%d", options.name, f"[{host}]" if ":" in host else host, port)
-            if not options.keys and not ipaddress.ip_address(host).is_loopback:
+            if not options.keys and not is_loopback(host):
                 log.info("anyone who reaches this machine may use it; an API key closes it.")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """In a signal handler: ask the event loop to drain. Its own list of signals stays empty: the exit code is 0."""
-        if self._events is None or self._draining is not None:
+        if self._events is None:
             self.should_exit = self.force_exit = True
         else:
-            self._events.call_soon_threadsafe(self._drain)
+            self._events.call_soon_threadsafe(self._drain if self._draining is None else self._abort)
 
     def _drain(self) -> None:
         if self._draining is None:
             log.info("shutting down: requests have %g seconds", self.service.options.drain)
             self._draining = asyncio.get_running_loop().create_task(self._drain_and_end())
+
+    def _abort(self) -> None:
+        # requests then end as if their clients had left, in order and without a trace of each
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        self.should_exit = True
 
     async def _drain_and_end(self) -> None:
         await self.service.drain()

@@ -53,6 +53,8 @@ def test_a_person_watches_tokens_speed_and_memory(serve: Callable[..., Any], tab
     expect(tab.locator("#written")).to_have_text("<b>")
     assert tab.get_by_role("button", name="Write").is_disabled()
     expect(tab.locator("#memory")).to_have_text("10 B of 1000 B")
+    expect(tab.get_by_role("meter")).to_have_attribute("aria-valuenow", "1")
+    expect(tab.locator("#text")).to_have_attribute("aria-busy", "true")
     steps.release(50)
     expect(tab.locator("#said")).to_have_text("Done.")
     assert tab.inner_text("#text") == "<b>x</b><b>x</"
@@ -60,6 +62,9 @@ def test_a_person_watches_tokens_speed_and_memory(serve: Callable[..., Any], tab
     assert tab.inner_text("#cached") == "3 of 8"
     assert float(tab.inner_text("#speed")) > 0
     assert re.fullmatch(r"\d+ ms", tab.inner_text("#first"))
+    # a line of the speeds between the pieces
+    assert tab.locator("#course path").get_attribute("d").count("L") == 4
+    expect(tab.get_by_role("meter")).to_have_attribute("aria-valuenow", "0")
     assert tab.trouble == []
 
 
@@ -75,6 +80,48 @@ def test_stop_frees_the_place(serve: Callable[..., Any], tab: Any) -> None:
         pass
     assert core.live == []
     assert tab.get_by_role("button", name="Write").is_enabled()
+
+
+def test_keys_write_and_stop(serve: Callable[..., Any], tab: Any) -> None:
+    core = FakeCore(threading.Semaphore(2))
+    live = serve(core)
+    tab.goto(live.url)
+    tab.keyboard.press("End")
+    tab.keyboard.press("Control+Enter")
+    expect(tab.locator("#written")).to_have_text("Th")
+    tab.keyboard.press("Escape")
+    expect(tab.locator("#said")).to_have_text("Stopped.")
+    # what can be reached by Tab, in this order
+    names = []
+    for _ in range(6):
+        names.append(tab.evaluate("document.activeElement.id"))
+        tab.keyboard.press("Tab")
+    assert names == ["prompt", "kind", "tokens", "temperature", "mass", "go"]
+
+
+def test_what_goes_wrong_is_shown(serve: Callable[..., Any], tab: Any) -> None:
+    live = serve(FakeCore(threading.Semaphore(2)), timeout=0.5)
+    tab.goto(live.url)
+    expect(tab.locator("#about")).to_contain_text("fake")
+    shown = tab.get_by_role("alert")
+    tab.get_by_label("Text to continue").fill("a" * 150)
+    tab.get_by_role("button", name="Write").click()
+    expect(shown).to_contain_text("the context is 200 tokens")
+    tab.get_by_label("Text to continue").fill("ab")
+    tab.get_by_role("button", name="Write").click()
+    expect(tab.locator("#written")).to_have_text("ab")
+    expect(shown).to_contain_text("took too long")
+    # a stream that is cut off is not taken for a whole one, and an answer that is no JSON is told too
+    for answer, words in (({"status": 200, "body": "data: {\"choices\":[{\"text\":\"x\"}]}\n\n"}, "connection ended"),
+                          ({"status": 502, "body": "<html>"}, "status 502")):
+        tab.route("**/v1/completions", lambda route, _, answer=answer: route.fulfill(**answer))
+        tab.get_by_role("button", name="Write").click()
+        expect(shown).to_contain_text(words)
+        tab.unroute("**/v1/completions")
+    tab.route("**/v1/completions", lambda route: route.abort())
+    tab.get_by_role("button", name="Write").click()
+    expect(shown).to_contain_text("cannot be reached")
+    expect(tab.get_by_role("button", name="Write")).to_be_enabled()
 
 
 def test_a_message_is_answered_with_the_key_that_the_page_asks_for(serve: Callable[..., Any], tab: Any) -> None:
@@ -110,6 +157,10 @@ def test_the_page_fits_and_can_be_read(serve: Callable[..., Any], browser: Any, 
     assert (luminance(paper) > 0.5) == (scheme == "light")
     assert contrast(ink, paper) > 7
     assert contrast(soft, paper) > 4.5
+    edge, card = tab.evaluate(
+        "(s => [s.borderTopColor, s.backgroundColor])(getComputedStyle(document.querySelector('input')))")
+    assert contrast(edge, card) > 3
+    assert contrast(edge, paper) > 3
     fields = "[...document.querySelectorAll('input, select, textarea')]"
     assert tab.evaluate(fields + ".filter(field => !field.labels.length).length") == 0
     assert all(url.startswith((live.url, "data:")) for url in requests)

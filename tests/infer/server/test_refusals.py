@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fake_core import FakeCore, FakeEngine
 
+from hinny.infer.server import schemas
 from hinny.infer.server.application import application
 from hinny.infer.server.chat import Chat
 from hinny.infer.server.options import Options
@@ -90,6 +91,41 @@ def test_a_bad_field_of_a_chat_is_named(ask: Asked, change: dict[str, Any], name
     assert fault(ask("POST", "/v1/chat/completions", json=body), 400)["param"] == named
 
 
+@pytest.mark.parametrize(("change", "words"), [
+    ({"temperature": -1}, "temperature is -1: it should be greater than or equal to 0."),
+    ({"n": 10**25}, f"n is {10**25}: it should be less than or equal to 128."),
+    ({"max_tokens": "5" * 99}, f'max_tokens is "{"5" * 59} ...: it should be a valid integer.'),
+    ({"suffix": "x"}, 'suffix is "x", which is not served; leave it out, or give null or "".'),
+    ({"best_of": 3}, "best_of is 3 and n 1, which is not served; leave best_of out, or make it equal to n."),
+    ({"stream": True, "stream_options": {"include_usage": 1}},
+     "stream_options.include_usage is 1: it should be a valid boolean.")])
+def test_a_refusal_has_the_value_and_what_is_allowed(ask: Asked, change: dict[str, Any], words: str) -> None:
+    assert fault(ask("POST", "/v1/completions", json={"prompt": "ab"} | change), 400)["message"] == words
+
+
+def test_a_refusal_finds_the_place_in_a_conversation(ask: Asked) -> None:
+    said = {"role": "user", "content": "Hi"}
+    for last, words in (({"role": "tool", "content": ""}, "messages.1.role is \"tool\": it should be 'system', "),
+                        ({"role": "user", "content": 5}, "messages.1.content is 5: it should be a valid string"),
+                        ({"role": "user"}, "messages.1.content is missing")):
+        found = fault(ask("POST", "/v1/chat/completions", json={"messages": [said, last]}), 400)
+        assert words in found["message"]
+        assert found["param"] == "messages"
+
+
+@pytest.mark.parametrize("body", [
+    '{"messages": [{"role": "user", "content": [' + "1," * 10**6 + "1]}]}",
+    '{"messages": [' + "1," * 10**6 + "1]}", '{"messages": [], "stop": [' + "1," * 10**6 + "1]}",
+    '{"messages": [], ' + ",".join(f'"{n}": 1' for n in range(10**5)) + "}",
+    '{"messages": [{"role": "user", "content": "", ' + ",".join(f'"{n}": 1' for n in range(10**5)) + "}]}"])
+def test_a_million_mistakes_cost_no_more_than_one(ask: Asked, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    real = schemas._refusal
+    monkeypatch.setattr(schemas, "_refusal", lambda faults: made.extend(faults) or real(faults))
+    fault(ask.raw(body, "/v1/chat/completions"), 400)
+    assert len(made) < 10
+
+
 def test_fields_that_ask_for_nothing_are_taken(ask: Asked) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "tools": None, "response_format": {"type": "text"},
             "tool_choice": "none", "logit_bias": {}, "max_tokens": 2}
@@ -115,6 +151,11 @@ def test_control_characters_in_json_are_text(ask: Asked) -> None:
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp"])
 def test_a_body_of_another_type_is_refused(ask: Asked, kind: str | None) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
+    fault(ask("POST", "/v1/completions", content=b'{"prompt": "a"}', headers=headers), 415)
+
+
+def test_a_compressed_body_is_refused(ask: Asked) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     fault(ask("POST", "/v1/completions", content=b'{"prompt": "a"}', headers=headers), 415)
 
 
@@ -197,7 +238,9 @@ def test_the_description_has_every_address_and_field(ask: Asked) -> None:
     found = ask("GET", "/openapi.json").json()
     assert set(found["paths"]) == {"/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/models/{name}",
                                    "/health", "/metrics"}
-    schemas = found["components"]["schemas"]
-    assert {"prompt", "top_k", "stream_options"} <= set(schemas["CompletionRequest"]["properties"])
+    kinds = found["components"]["schemas"]
+    assert {"prompt", "top_k", "stream_options"} <= set(kinds["CompletionRequest"]["properties"])
     assert "#/components/schemas/Message" in json.dumps(found)
-    assert "Message" in schemas
+    assert "Message" in kinds
+    # none of them gives it
+    assert not [path for path, verbs in found["paths"].items() for verb in verbs.values() if "422" in verb["responses"]]

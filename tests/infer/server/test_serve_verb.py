@@ -35,7 +35,9 @@ def served(run: Path, *options: str, **environment: str) -> Iterator[tuple[subpr
         yield process, found[1]
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 def test_sigterm_lets_a_running_request_finish(trained_run: Run) -> None:
@@ -51,6 +53,24 @@ def test_sigterm_lets_a_running_request_finish(trained_run: Run) -> None:
             rest = list(lines)
         assert '"finish_reason":"length"' in rest[-4]
         assert rest[-2:] == ["data: [DONE]", ""]
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(trained_run: Run, sign: signal.Signals) -> None:
+    asked = {"prompt": "the", "max_tokens": 4000, "stream": True, "ignore_eos": True}
+    with served(trained_run.path, "--sequences", "2", "--drain", "600") as (process, url):
+        with httpx.stream("POST", url + "/v1/completions", json=asked, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(sign)
+            while httpx.get(url + "/health").status_code == 200:
+                pass
+            process.send_signal(sign)
+            with pytest.raises(httpx.TransportError):
+                list(lines)
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
         assert process.wait(20) == 0
 
 

@@ -68,6 +68,10 @@ def test_logprobs_are_those_of_a_whole_forward_pass(client: openai.OpenAI, opene
     assert choice.logprobs.token_logprobs == pytest.approx([logprob for _, logprob in true], abs=1e-4)
     assert all(max(top.values()) == logprob for top, logprob in zip(
         choice.logprobs.top_logprobs, choice.logprobs.token_logprobs, strict=True))
+    drawn = client.completions.create(model="fake", prompt="the self", max_tokens=20, temperature=2, seed=1, logprobs=1)
+    told = drawn.choices[0].logprobs
+    assert any(len(top) == 2 for top in told.top_logprobs), "nothing but the likeliest was drawn"
+    assert all(token in top for token, top in zip(told.tokens, told.top_logprobs, strict=True))
     chat = client.chat.completions.create(model="fake", messages=[{"role": "user", "content": "Hi"}], max_tokens=3,
                                           temperature=0, logprobs=True, top_logprobs=2)
     assert all(len(entry.top_logprobs) == 2 for entry in chat.choices[0].logprobs.content)
