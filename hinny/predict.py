@@ -73,10 +73,10 @@ class Calibration:
 
 CALIBRATED: dict[str, Calibration] = {
     "H100": Calibration(0.834, 1.69e-06, None,
-        "NVIDIA H100 80GB HBM3, Python 3.12.3, torch 2.11.0, commit 77fa8ef409cb"),
+        "NVIDIA H100 80GB HBM3, Python 3.12.3, torch 2.11.0, commit 84d922ab89a0"),
     "H200": Calibration(0.832, 2.93e-06, 7.52e-06,
-        "NVIDIA H200, Python 3.12.3, torch 2.11.0, commit 6d1be651fd18; "
-        "NVIDIA H200, Python 3.12.3, torch 2.11.0, commit cf0676fc676e"),
+        "NVIDIA H200, Python 3.12.3, torch 2.11.0, commit ec1be08e407e; "
+        "NVIDIA H200, Python 3.12.3, torch 2.11.0, commit 6f65514e9a0d"),
 }
 """Name of a device → its constants; a device that is not here was not timed."""
 
