@@ -5,20 +5,20 @@ for any number of tokens and sequences, and check what they are given: some hund
 function of one vector, with its constants made before, and the states change in the pool. The results are those of the
 layers (tests/infer/test_lean.py); matrices lie as `hinny.infer.prepare` puts them.
 
-Letters: d model, ch channels of the convolution, w its window, h heads of p, g groups of r heads, n state, s keys.
+Letters: d model, ch channels of the convolution, w its window, h heads of p, g groups of r heads, n state, m pages.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hinny import ops
 from hinny.infer.pool import Pages, Pool, Slots
 from hinny.infer.prepare import Packed, Product
 from hinny.layers import LAYERS
@@ -27,7 +27,7 @@ from hinny.model import Model
 from hinny.ops.attention import rope_rates
 
 SYMBOLS = {kind: symbol for symbol, kind in LAYERS.items()}
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": ops.relu2}
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": lambda x: x.relu_().square_()}
 
 
 class Place:
@@ -37,10 +37,18 @@ class Place:
         """start: tokens before this one; page: tokens of a page."""
         self.slot, self.length = slot, start + 1
         self.number, self.row = divmod(start, page)
-        self.page = pages[self.number] if pages else -1
-        self.used = torch.tensor(pages[:self.number + 1]) if self.number and pages else None
+        used = list(pages[:self.number + 1])
+        self.page = used[-1] if used else -1
+        self._first = used[0] if used and used == list(range(used[0], used[0] + len(used))) else None
+        self._used = used
         self._start = start
         self._turns: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def used(self, pool: Tensor) -> Tensor:
+        """The pages (m g page p) up to the token's: where they lie, if one behind the other, or copies."""
+        if self._first is not None:
+            return pool[self._first:self._first + len(self._used)]
+        return pool.index_select(0, torch.tensor(self._used))
 
     def turns(self, rates: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the token's angles, (rope_dim/2,) each."""
@@ -54,19 +62,19 @@ class Place:
 class Lean:
     """A model's tokens one by one."""
 
-    def __init__(self, model: Model, pool: Pool) -> None:
-        """For what `fits`."""
-        self._words = model.embedding.weight.detach()
+    def __init__(self, model: Model, pool: Pool, words: int) -> None:
+        """For what `fits`; words: that may be chosen."""
+        self._words, self._head = model.embedding.weight.detach(), _product(model.output_weight[:words])
         self._layers = [(_norm(block.norm), _MADE[SYMBOLS[type(block.layer)]](block.layer, layer))
                         for block, layer in zip(model.blocks, pool.layers, strict=True)]
         self._norm = _norm(model.norm)
 
-    def hidden(self, token: int, place: Place) -> Tensor:
-        """(d,): what the head reads; the states are those behind the token."""
+    def logits(self, token: int, place: Place) -> Tensor:
+        """(words,), of the token behind this one; the states are those behind this one."""
         x = self._words[token].clone()
         for norm, layer in self._layers:
             x.add_(layer(norm(x), place))
-        return self._norm(x)
+        return self._head(self._norm(x))
 
 
 def fits(model: Model, pool: Pool) -> bool:
@@ -85,6 +93,11 @@ def _is_as_prepared(layer: nn.Module) -> bool:
         return False
     return (bool(matrices) and all(one.scale is None for one in matrices) and "mix" not in vars(layer)
             and not layer._forward_hooks)
+
+
+def _product(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """x (k,) → weight x (n,)."""
+    return partial(torch.mv, weight.detach())
 
 
 def _norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -114,7 +127,7 @@ class _Convolution:
 
 class _Mamba2:
     def __init__(self, layer: Any, slots: Slots) -> None:
-        self.into, self.out = layer.in_proj.weight.detach(), layer.out_proj.weight.detach()
+        self.into, self.out = _product(layer.in_proj.weight), _product(layer.out_proj.weight)
         inner, ch, h = layer.in_proj.sizes[0], sum(layer.in_proj.sizes[1:4]), layer.in_proj.sizes[4]
         self.parts, self.channels = (inner, ch, h), layer.in_proj.sizes[1:4]
         self.convolved = _Convolution(layer.convs, slots)
@@ -126,7 +139,7 @@ class _Mamba2:
 
     def __call__(self, u: Tensor, place: Place) -> Tensor:
         """u (d,) → (d,), and the slot's state."""
-        z, channels, dt = torch.mv(self.into, u).split(self.parts)
+        z, channels, dt = self.into(u).split(self.parts)
         x, B, C = self.convolved(channels, place.slot).split(self.channels)
         dt = F.softplus(dt + self.bias)
         x, state = x.view(self.h, self.p), self.states[place.slot]
@@ -136,47 +149,51 @@ class _Mamba2:
         y = torch.bmm(groups, C.view(self.g, self.n, 1)).view(self.h, self.p).addcmul_(self.D, x)
         y = y.view(-1, self.group).mul_(F.silu(z).view(-1, self.group))
         scale = torch.linalg.vector_norm(y, dim=1, keepdim=True).square_().div_(self.group).add_(self.eps).rsqrt_()
-        return torch.mv(self.out, y.mul_(scale).view(-1).mul_(self.gain))
+        return self.out(y.mul_(scale).view(-1).mul_(self.gain))
 
 
 class _Mamba1:
     def __init__(self, layer: Any, slots: Slots) -> None:
-        self.into, self.out = layer.in_proj.weight.detach(), layer.out_proj.weight.detach()
-        self.steps, self.bias = layer.dt_proj.weight.detach(), layer.dt_bias.detach()
-        self.chosen, self.sizes = layer.x_proj.weight.detach(), layer.x_proj.sizes
+        self.into, self.out = _product(layer.in_proj.weight), _product(layer.out_proj.weight)
+        self.steps, self.bias = _product(layer.dt_proj.weight), layer.dt_bias.detach()
+        self.chosen, self.sizes = _product(layer.x_proj.weight), layer.x_proj.sizes
         self.convolved = _Convolution([layer.conv], slots)
         self.rates, self.D, self.states = layer.rates().detach(), layer.D.detach(), slots.ssm
 
     def __call__(self, u: Tensor, place: Place) -> Tensor:
         """u (d,) → (d,), and the slot's state."""
-        x, z = torch.mv(self.into, u).chunk(2)
+        x, z = self.into(u).chunk(2)
         x = self.convolved(x, place.slot)
-        dt, B, C = torch.mv(self.chosen, x).split(self.sizes)
-        dt = F.softplus(torch.mv(self.steps, dt).add_(self.bias))
+        dt, B, C = self.chosen(x).split(self.sizes)
+        dt = F.softplus(self.steps(dt).add_(self.bias))
         state = self.states[place.slot]
         state.mul_((dt[:, None] * self.rates).exp_()).addcmul_((x * dt)[:, None], B[None])
-        return torch.mv(self.out, torch.mv(state, C).addcmul_(self.D, x).mul_(F.silu(z)))
+        return self.out(torch.mv(state, C).addcmul_(self.D, x).mul_(F.silu(z)))
 
 
 class _Attention:
     def __init__(self, layer: Any, pages: Pages) -> None:
-        self.into = layer.projected.__self__.weight.detach()
-        self.out, c = layer.o.weight.detach(), layer.config
+        joined = layer.projected.__self__.weight
+        self.into, self.out, c = _product(joined), _product(layer.o.weight), layer.config
         self.h, self.g, self.p = c.n_heads, c.n_kv_heads, c.head_dim
         self.pages, self.turned = pages, c.rope_dim if c.positions == "rope" else 0
-        self.rates = rope_rates(c.rope_base, self.turned, self.into.dtype, self.into.device) if self.turned else None
+        self.rates = rope_rates(c.rope_base, self.turned, joined.dtype, joined.device) if self.turned else None
 
     def __call__(self, u: Tensor, place: Place) -> Tensor:
         """u (d,) → (d,); its key and value are in their page."""
-        heads = torch.mv(self.into, u).view(-1, self.p)
+        heads = self.into(u).view(-1, self.p)
         if self.rates is not None:
             self._turn(heads[:self.h + self.g, :self.turned], *place.turns(self.rates))
         q, k, v = heads.split((self.h, self.g, self.g))
         self.pages.k[place.page][:, place.row].copy_(k)
         self.pages.v[place.page][:, place.row].copy_(v)
-        keys, values = (self._seen(pool, place) for pool in (self.pages.k, self.pages.v))
-        scores = torch.bmm(q.mul_(self.p ** -0.5).view(self.g, -1, self.p), keys.transpose(1, 2))
-        return torch.mv(self.out, torch.bmm(scores.softmax(-1), values).view(-1))
+        keys, values = place.used(self.pages.k), place.used(self.pages.v)
+        # page by page (m g r page): to put keys one behind the other would copy them all
+        scores = torch.matmul(q.mul_(self.p ** -0.5).view(self.g, -1, self.p), keys.transpose(2, 3))
+        scores = scores.permute(1, 2, 0, 3).flatten(2)
+        scores[..., place.length:] = -torch.inf
+        weights = scores.softmax(-1).unflatten(2, (len(keys), -1)).permute(2, 0, 1, 3)
+        return self.out(torch.matmul(weights, values).sum(0).view(-1))
 
     @staticmethod
     def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -186,28 +203,20 @@ class _Attention:
         second.mul_(cos).addcmul_(first, sin)
         first.mul_(cos).sub_(across)
 
-    @staticmethod
-    def _seen(pool: Tensor, place: Place) -> Tensor:
-        """The keys or values (g s p) up to the token."""
-        if place.used is None:
-            return pool[place.page][:, :place.length]
-        held = pool.index_select(0, place.used).transpose(0, 1)
-        return held.reshape(held.shape[0], -1, held.shape[3])[:, :place.length]
-
 
 class _MLP:
     def __init__(self, layer: Any, nothing: None) -> None:
-        self.gate = None if layer.gate is None else layer.gate.weight.detach()
-        self.up, self.down = layer.up.weight.detach(), layer.down.weight.detach()
+        self.gate = None if layer.gate is None else _product(layer.gate.weight)
+        self.up, self.down = _product(layer.up.weight), _product(layer.down.weight)
         self.act = None if layer.gate is not None else ACTIVATIONS[layer.up.activation]
 
     def __call__(self, u: Tensor, place: Place) -> Tensor:
         """u (d,) → (d,)."""
-        wide = torch.mv(self.up, u)
+        wide = self.up(u)
         if self.act is not None:
-            return torch.mv(self.down, self.act(wide))
+            return self.down(self.act(wide))
         assert self.gate is not None
-        return torch.mv(self.down, F.silu(torch.mv(self.gate, u), inplace=True).mul_(wide))
+        return self.down(F.silu(self.gate(u), inplace=True).mul_(wide))
 
 
 _MADE: dict[str, Callable[[Any, Any], Callable[[Tensor, Place], Tensor]]] = {

@@ -88,8 +88,8 @@ def prepare(model: Model) -> None:
     """Change `model` in place. Weights of other forms than `ops.thin_linear` takes, as int4's, stay as they are."""
     for block in model.blocks:
         _PREPARE[SYMBOLS[type(block.layer)]](block.layer)
-    if model.head is not None and type(model.head.weight.data) is Tensor:
-        model.head.weight.data = _laid_out(model.head.weight.data)
+    if type(model.output_weight.data) is Tensor:
+        model.output_weight.data = _laid_out(model.output_weight.data)
 
 
 def _mamba(layer: nn.Module) -> None:

@@ -45,7 +45,8 @@ class ModelRunner:
         self.pool = Pool(model, slots, pages, page, state_dtype)
         self._sums = sums
         self._head = head if head is not None else lambda rows: logits(rows, model.output_weight[:self.words])
-        self._lean = Lean(model, self.pool) if sums is None and not recorded and fits(model, self.pool) else None
+        alone = sums is None and head is None and not recorded and fits(model, self.pool)
+        self._lean = Lean(model, self.pool, self.words) if alone else None
         recorded = self.device.type == "cuda" if recorded is None else recorded
         self._graphs = Graphs(self._step, self.device) if recorded else None
 
@@ -89,8 +90,8 @@ class ModelRunner:
 
     def _alone(self, lean: Lean, part: Part) -> Tensor:
         """The pass of one token of one sequence on a CPU."""
-        found = lean.hidden(part.tokens[0], Place(part.slot, part.pages, part.start, self.page))
-        return self._head(found[None][:part.wanted])
+        found = lean.logits(part.tokens[0], Place(part.slot, part.pages, part.start, self.page))
+        return found[None][:part.wanted]
 
     def _recordable(self, parts: Sequence[Part]) -> bool:
         """Whether a graph stands for this pass: one token each, and no sums that graphs may not record."""
