@@ -82,7 +82,7 @@ def test_logprobs_of_a_completion_name_tokens_and_places(client: openai.OpenAI) 
     # é is two tokens: it is there after the second one
     assert logprobs.text_offset == [0, 1, 1, 2]
     assert logprobs.token_logprobs == [-0.5] * 4
-    assert logprobs.top_logprobs[0] == {"\x00": 0.0, "\x01": -1.0}
+    assert logprobs.top_logprobs[0] == {"\x00": 0.0, "\x01": -1.0, "a": -0.5}
     stream = client.completions.create(model="fake", prompt=[97, 0xC3, 0xA9, 98], max_tokens=4, logprobs=2, stream=True)
     assert [piece.choices[0].logprobs.text_offset for piece in stream] == [[0], [1], [1], [2]]
 
