@@ -37,8 +37,6 @@ class Product(nn.Module):
         self.activation = activation
         data, scale = _rows(part)
         self.weight = cast(nn.Parameter, part.weight) if scale is None else nn.Parameter(data, requires_grad=False)
-        if scale is None:
-            self.weight.data = _laid_out(data)
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +54,7 @@ class Packed(nn.Module):
         held = [_rows(part) for part in parts]
         scales = [scale for _, scale in held if scale is not None]
         self.sizes = [len(data) for data, _ in held]
-        self.weight = nn.Parameter(_laid_out(torch.cat([data for data, _ in held])), requires_grad=False)
+        self.weight = nn.Parameter(torch.cat([data for data, _ in held]), requires_grad=False)
         self.register_buffer("scale", torch.cat(scales) if scales else None, persistent=False)
         views = self.weight.detach().split(self.sizes)
         if self.scale is None:
@@ -88,8 +86,6 @@ def prepare(model: Model) -> None:
     """Change `model` in place. Weights of other forms than `ops.thin_linear` takes, as int4's, stay as they are."""
     for block in model.blocks:
         _PREPARE[SYMBOLS[type(block.layer)]](block.layer)
-    if type(model.output_weight.data) is Tensor:
-        model.output_weight.data = _laid_out(model.output_weight.data)
 
 
 def _mamba(layer: nn.Module) -> None:
@@ -126,14 +122,6 @@ def _mlp(layer: nn.Module) -> None:
 
 def _same(x: Tensor) -> Tensor:
     return x
-
-
-def _laid_out(weight: Tensor) -> Tensor:
-    """The same matrix (n k), by columns where a CPU's product with one row reads it faster so: in full precision,
-    where it has more rows than columns."""
-    by_columns = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64) \
-        and weight.shape[0] > weight.shape[1]
-    return weight.t().contiguous().t() if by_columns else weight
 
 
 def _rows(part: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from small import PATTERNS, small_model
 
+from hinny.infer import lean
 from hinny.infer import runner as runners
 from hinny.infer.parts import Part
 from hinny.infer.precision import to_bfloat16
@@ -82,3 +83,18 @@ def test_what_it_is_not_made_for_goes_the_common_way(why: str) -> None:
     assert runner._lean is None
     runner.clear_slot(0)
     assert runner.run([Part(0, [0, 1], 0, [5])]).isfinite().all()
+
+
+def test_a_large_matrix_gives_what_a_small_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ready = _prepared("M*-", {})
+    text = torch.randint(37, (8,), generator=torch.Generator().manual_seed(3)).tolist()
+
+    def answers(words: int) -> torch.Tensor:
+        runner = ModelRunner(ready, slots=1, pages=2, page=4, words=words)
+        runner.clear_slot(0)
+        return torch.cat([runner.run([Part(0, [0, 1], i, [token])]) for i, token in enumerate(text)])
+
+    small = answers(36)
+    monkeypatch.setattr(lean, "LARGE", 0)
+    torch.testing.assert_close(answers(36), small, rtol=0, atol=1e-12)
+    torch.testing.assert_close(answers(35), small[:, :35], rtol=0, atol=1e-12)
