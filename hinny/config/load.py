@@ -52,9 +52,10 @@ def known_keys(section: type[Section], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         nested = [t for t in _types(field.annotation) if isinstance(t, type) and issubclass(t, Section)]
-        keys.append(prefix + name)
+        key = prefix + (field.alias or name)
+        keys.append(key)
         for child in nested:
-            keys += known_keys(child, f"{prefix}{name}.")
+            keys += known_keys(child, f"{key}.")
     return keys
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from hinny import pattern as patterns
 from hinny.config.data import DataConfig
+from hinny.config.init import InitConfig
 from hinny.config.parallel import ParallelConfig
 from hinny.config.section import Positive, Section, Share
 
@@ -262,6 +263,8 @@ class Recipe(Section):
     optim: OptimConfig
     train: TrainConfig
     parallel: ParallelConfig = ParallelConfig()
+    init: InitConfig | None = None
+    """Without it a run begins with weights drawn from its seed."""
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

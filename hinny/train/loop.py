@@ -19,6 +19,7 @@ from hinny.checkpoint import clean
 from hinny.config import Recipe
 from hinny.errors import ConfigError
 from hinny.run import Run
+from hinny.train.extension import Base, open_base
 from hinny.train.interrupt import interruptible
 from hinny.train.optim import check_schedule
 from hinny.train.processes import Together, joined
@@ -36,7 +37,7 @@ def train(recipe: Recipe, out: str | Path, *, data: str | None = None, resume: L
 
     data: a folder made by `hinny prepare`, in place of the recipe's data.path.
     resume: "auto" goes on where the run stopped and returns at once if it is finished, and begins anew from converted
-        weights; "never" refuses a directory that has a checkpoint.
+        weights, or from those that [init] names; "never" refuses a directory that has a checkpoint.
     progress: called after every step, by the first process alone, with step, steps, loss, tokens_per_s, seconds_left;
         mfu on a GPU whose peak rate is known, peak_memory_bytes on any.
     threads: CPU threads of PyTorch; its own choice if None.
@@ -56,14 +57,14 @@ def train(recipe: Recipe, out: str | Path, *, data: str | None = None, resume: L
     with joined() as device, _threads(threads), ExitStack() as held:
         together = Together()
         # the others are told, and do not look: a network disk may show them an older state of the directory
-        theirs, meta = together.first(lambda: (recipe, _opened(run, recipe, resume, held)))
+        theirs, meta, base = together.first(lambda: (recipe, *_opened(run, recipe, resume, held)))
         together.each(lambda: check_sight(run, recipe, theirs, meta))
         done = 0 if meta is None else meta["step"]
         trace = traced(run, profile, done=done, total=recipe.train.steps)
         if done >= recipe.train.steps:
             log.info("%s is finished: step %d of %d.", run.path, done, recipe.train.steps)
             return run
-        session = Session(run, recipe, meta, device, together)
+        session = Session(run, recipe, meta, base, device, together)
         with interruptible() as interrupt:
             if session.mesh.rank == 0:
                 with trace, writing(run, recipe, session.step) as session.writers:
@@ -74,11 +75,14 @@ def train(recipe: Recipe, out: str | Path, *, data: str | None = None, resume: L
     return run
 
 
-def _opened(run: Run, recipe: Recipe, resume: str, held: ExitStack) -> dict[str, Any] | None:
-    """What to go on from, as `resumable`; the run is locked until `held` is closed."""
+def _opened(run: Run, recipe: Recipe, resume: str, held: ExitStack) -> tuple[dict[str, Any] | None, Base | None]:
+    """What to go on from, as `resumable`, or else what to begin with, as `open_base`; the run is locked until `held` is
+    closed.
+    """
     held.enter_context(run.lock())
     clean(run)
-    return resumable(run, recipe, resume)
+    meta = resumable(run, recipe, resume)
+    return meta, open_base(recipe, run) if meta is None else None
 
 
 def _with_data(recipe: Recipe, data: str | None) -> Recipe:

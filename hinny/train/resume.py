@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from hinny.checkpoint import differences, latest, read_meta, uncut
@@ -12,6 +11,7 @@ from hinny.checkpoint.store import VISIBLE_SECONDS
 from hinny.config import DIMENSIONS, DataConfig, ParallelConfig, Recipe
 from hinny.errors import CheckpointError, ConfigError, RunError
 from hinny.run import Run
+from hinny.train.extension import check_same, converted
 
 MAY_CHANGE = ("train.log_every", "train.log_seconds", "train.loggers", "train.save_every", "train.keep_every",
               "train.eval_every", "train.cuda_graphs", "data.path", "parallel.schedule", "parallel.recompute",
@@ -29,6 +29,7 @@ def resumable(run: Run, recipe: Recipe, resume: str) -> dict[str, Any] | None:
         raise RunError(f'{run.path} has a checkpoint of step {run.steps_done}, and resume is "never". '
                        "Use another run directory, or resume.")
     meta = read_meta(run)
+    check_same(recipe, run, meta)
     saved, wanted = _comparable(meta["recipe"]), _comparable(recipe.model_dump(mode="json"))
     if converted(meta):
         # no step was made with the other sections
@@ -42,12 +43,14 @@ def resumable(run: Run, recipe: Recipe, resume: str) -> dict[str, Any] | None:
 
 def _comparable(recipe: dict[str, Any]) -> dict[str, Any]:
     """A saved recipe without data.blend, whose folders may move and whose weights are in the fingerprint of the data,
-    and without the cuts into stages.
+    without [init] and without the cuts into stages.
 
     Keys that sections have gained since have their defaults.
     """
     data = DataConfig.model_validate(recipe["data"]).model_dump(mode="json", exclude={"blend"})
     parallel = ParallelConfig.model_validate(recipe.get("parallel", {})).model_dump(mode="json")
+    # the base is compared by its weights (hinny.train.extension)
+    recipe = {key: value for key, value in recipe.items() if key != "init"}
     return {**recipe, "model": uncut(recipe["model"]), "data": data, "parallel": parallel,
             "train": {"cuda_graphs": False, **recipe["train"]}}
 
@@ -72,16 +75,3 @@ def check_sight(run: Run, recipe: Recipe, first: Recipe, meta: dict[str, Any] | 
             raise CheckpointError(f"{file.parent} is what the first process goes on from, and another one does not see "
                                   "it. Put the run directory on a disk that all of them share, and give all the same.")
         time.sleep(0.2)
-
-
-def converted(meta: dict[str, Any]) -> bool:
-    """Whether a checkpoint is of converted weights: training begins with them, at step 0, with a new optimiser."""
-    return "source" in meta
-
-
-def check_tokenizer(run: Run, data: Path) -> None:
-    """The data of a run that began elsewhere must be in the words of its model."""
-    theirs, ours = ({f.name: f.read_bytes() for f in folder.glob("tokenizer.*")} for folder in (data, run.path))
-    if ours and theirs != ours:
-        raise CheckpointError(f"the tokenizer of {data} is not that of {run.path}, whose weights know no other. "
-                              f"Prepare the data with it: hinny prepare DIR --tokenizer {run.path / next(iter(ours))}.")

@@ -21,12 +21,12 @@ from hinny.parallel.initial import init_weights
 from hinny.parallel.mesh import Mesh
 from hinny.run import Run, environment
 from hinny.train.build import build, check
+from hinny.train.extension import Base, check_tokenizer, converted
 from hinny.train.heldout import HeldOut
 from hinny.train.interrupt import Interrupt
 from hinny.train.metrics import Meter, peak_memory, seconds_at_peak
 from hinny.train.optim import make_optimizer
 from hinny.train.processes import Together
-from hinny.train.resume import check_tokenizer, converted
 from hinny.train.step import Step, Stepper
 from hinny.train.trace import Trace
 from hinny.train.writers import Writer
@@ -39,26 +39,30 @@ log = logging.getLogger("hinny.train")
 class Session:
     """Trains `recipe` in `run` on `device`, together with the other processes of the mesh if there are any.
 
-    meta: meta.json of the checkpoint to go on from, None for a new run. The first process writes the records.
+    meta: meta.json of the checkpoint to go on from, None for a new run. base: what a new run begins with, None for its
+    own first weights. The first process writes the records.
     """
 
-    def __init__(self, run: Run, recipe: Recipe, meta: dict[str, Any] | None, device: torch.device,
+    def __init__(self, run: Run, recipe: Recipe, meta: dict[str, Any] | None, base: Base | None, device: torch.device,
                  together: Together) -> None:
         config = recipe.train
         self.run, self.recipe, self.device, self.together = run, recipe, device, together
         self.mesh = Mesh(recipe.parallel, device.type)
         check(recipe, self.mesh, device)
-        self._open_data(meta)
+        self._open_data(meta, base)
         accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         if accelerator is not None:
             torch.cuda.reset_peak_memory_stats(device)
         objective, pipeline = build(recipe, self.mesh, device)
         self.stepper = Stepper(recipe, objective, make_optimizer(objective.model, recipe.optim), device, self.mesh,
                                pipeline)
-        if meta is None:
-            init_weights(objective, config.seed)
-        else:
+        self.origin = meta.get("init") if meta is not None else None if base is None else base.record
+        if meta is not None:
             load(run, objective.model, None if converted(meta) else self.stepper.optimizer, group=together.group)
+        elif base is not None:
+            load(base.run, objective.model, step=base.step, group=together.group)
+        else:
+            init_weights(objective, config.seed)
         self.held_out = HeldOut(recipe, self.mesh) if config.eval_every is not None else None
         self.step = 0 if meta is None else int(meta["step"])
         at_peak = seconds_at_peak(recipe, accelerator)
@@ -70,7 +74,7 @@ class Session:
         self._recorded, self._recorded_step = time.monotonic(), self.step
         together.first(lambda: self._write_start(accelerator, resumed=meta is not None))
 
-    def _open_data(self, meta: dict[str, Any] | None) -> None:
+    def _open_data(self, meta: dict[str, Any] | None, base: Base | None) -> None:
         config = self.recipe.train
 
         def opened() -> str:
@@ -82,7 +86,9 @@ class Session:
         if odd := [rank for rank, found in enumerate(prints) if found != prints[0]]:
             raise DataError(f"the data of rank {odd[0]} are not those of rank 0: fingerprint {prints[odd[0]][:12]} and "
                             f"{prints[0][:12]}. Give all processes the same data.")
-        if meta is not None and converted(meta):
+        if meta is None and base is not None:
+            check_tokenizer(base.run, Path(next(iter(self.recipe.data.folders))))
+        elif meta is not None and converted(meta):
             check_tokenizer(self.run, Path(next(iter(self.recipe.data.folders))))
         elif meta is not None and meta["data_fingerprint"] != self.stream.fingerprint:
             folders = ", ".join(self.recipe.data.folders)
@@ -102,6 +108,9 @@ class Session:
                            resumed=resumed)
         self.run.keep_metrics(self.step)
         self._adopt_data()
+        if self.step == 0 and self.origin is not None:
+            log.info("%s begins with the weights of %s, step %d, trained on sequences of %d tokens.", self.run.path,
+                     self.origin["from"], self.origin["step"], self.origin["seq_len"])
         log.info("%s: from step %d to %d on %s.", self.run.path, self.step, self.recipe.train.steps,
                  self.device.type if self.mesh.world == 1 else f"{self.mesh.world} x {self.device.type}")
 
@@ -209,5 +218,6 @@ class Session:
                          {"tokens": self._tokens, "seconds": self.meter.seconds,
                           "data_fingerprint": self.stream.fingerprint,
                           "recipe_fingerprint": fingerprint(self.recipe),
-                          "recipe": self.recipe.model_dump(mode="json")},
+                          "recipe": self.recipe.model_dump(mode="json"),
+                          **({} if self.origin is None else {"init": self.origin})},
                          keep=keep_every is not None and self.step % keep_every == 0)

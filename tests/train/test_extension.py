@@ -1,0 +1,193 @@
+"""A run with [init] begins with another run's weights, and with nothing else of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from converted_runs import converted, values_of
+from torch.nn import functional as F
+
+from hinny.checkpoint import load_model, read_meta
+from hinny.config import Recipe, load_recipe, to_toml, validate
+from hinny.data.mix import Stream
+from hinny.data.prepare import prepare
+from hinny.errors import CheckpointError, ConfigError, RunError
+from hinny.train.loop import train
+
+ROPE = {"n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "positions": "rope", "rope_fraction": 0.5, "rope_base": 100.0}
+
+
+def changed(recipe: Recipe, **sections) -> Recipe:
+    """The recipe with keys of its sections changed, checked anew; a section that is None is left out."""
+    table = recipe.model_dump(mode="json", exclude_none=True)
+    for name, keys in sections.items():
+        table[name] = {**table.get(name, {}), **keys}
+    return validate(Recipe, table, "test")
+
+
+def extended(recipe: Recipe, base, length: int = 64, init=None, **sections) -> Recipe:
+    batch = {"seq_len": length, "batch_size": 2, "micro_batch_size": 2, "steps": 4, "seed": 5}
+    return changed(recipe, init={"from": str(base), **(init or {})}, train={**batch, **sections.pop("train", {})},
+                   **sections)
+
+
+@pytest.fixture(scope="module")
+def hybrid(recipe_of):
+    recipe = recipe_of("M*-")
+    return changed(recipe, model={"attention": ROPE})
+
+
+@pytest.fixture(scope="module")
+def base(hybrid, data, tmp_path_factory):
+    return train(hybrid, tmp_path_factory.mktemp("base") / "run", data=data)
+
+
+def first_loss(model, recipe, data) -> float:
+    """The mean loss of the run's first batch, computed by hand."""
+    stream = Stream(recipe.data.model_copy(update={"path": data}), seq_len=recipe.train.seq_len,
+                    batch_size=recipe.train.batch_size, seed=recipe.train.seed, vocab_size=257,
+                    steps=recipe.train.steps)
+    batch = stream.batch(0)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(batch.tokens), segments=torch.from_numpy(batch.segments))
+    losses = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten(), reduction="none")
+    counted = torch.from_numpy(batch.mask).flatten()
+    return float(losses[counted].mean())
+
+
+def test_the_first_loss_is_that_of_the_base_and_the_schedule_begins_anew(hybrid, base, data, tmp_path):
+    recipe = extended(hybrid, base.path)
+    run = train(recipe, tmp_path / "long", data=data)
+    first = run.metrics()[0]
+    assert first["loss"] == pytest.approx(first_loss(load_model(base), recipe, data), rel=1e-5)
+    assert first["step"] == 1
+    assert first["tokens"] == 2 * 64
+    assert first["lr"] == pytest.approx(1e-2 * 2 / 4)  # two of four warm-up samples
+    # and an untrained model has another loss
+    assert abs(first["loss"] - train(changed(recipe, model={}).model_copy(update={"init": None}), tmp_path / "fresh",
+                                     data=data).metrics()[0]["loss"]) > 0.1
+
+
+def test_an_earlier_checkpoint_is_taken_by_its_step(hybrid, base, data, tmp_path):
+    recipe = extended(hybrid, base.path, init={"step": 8})
+    run = train(recipe, tmp_path / "long", data=data)
+    assert run.metrics()[0]["loss"] == pytest.approx(first_loss(load_model(base, step=8), recipe, data), rel=1e-5)
+    assert read_meta(run)["init"]["step"] == 8
+
+
+def test_every_checkpoint_says_what_the_run_began_with(hybrid, base, data, tmp_path):
+    run = train(extended(hybrid, base.path, train={"save_every": 2}), tmp_path / "long", data=data)
+    for step in (2, 4):
+        told = read_meta(run, step)["init"]
+        assert {key: told[key] for key in ("from", "step", "name", "seq_len")} == {
+            "from": str(base.path), "step": 12, "name": "tiny", "seq_len": 32}
+
+
+def test_a_killed_extension_goes_on_as_if_it_was_never_killed_though_the_base_is_gone(hybrid, base, data, tmp_path):
+    copy = tmp_path / "base"
+    shutil.copytree(base.path, copy)
+    recipe = extended(hybrid, copy, train={"save_every": 1, "keep_every": 1})
+    whole = train(recipe, tmp_path / "whole", data=data)
+    killed = tmp_path / "killed"
+    shutil.copytree(whole.path, killed)
+    for step in (3, 4):
+        shutil.rmtree(killed / "checkpoints" / f"step-{step:08d}")
+    shutil.rmtree(copy)
+    again = train(recipe, killed, data=data)
+    assert [r["loss"] for r in again.metrics()] == [r["loss"] for r in whole.metrics()]
+    assert read_meta(again)["init"] == read_meta(whole)["init"]
+
+
+def test_another_base_on_going_on_is_refused_and_a_moved_one_is_not(hybrid, base, data, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(base.path, moved)
+    recipe = extended(hybrid, base.path)
+    train(recipe, tmp_path / "long", data=data)
+    assert train(extended(hybrid, moved), tmp_path / "long", data=data).finished
+    with pytest.raises(CheckpointError, match=r"began with step 12 of .* and step 8 of .* has other weights"):
+        train(extended(hybrid, base.path, init={"step": 8}), tmp_path / "long", data=data)
+    with pytest.raises(CheckpointError, match="the recipe now begins from its own first weights"):
+        train(recipe.model_copy(update={"init": None}), tmp_path / "long", data=data)
+
+
+def test_positions_may_change_and_widths_may_not(hybrid, base, data, tmp_path):
+    none = {key: value for key, value in ROPE.items() if not key.startswith("rope")} | {"positions": "none"}
+    dropped = extended(hybrid, base.path, model={"attention": none})
+    assert train(dropped, tmp_path / "none", data=data).finished
+    wider = extended(hybrid, base.path, model={"mlp": {"d_ff": 64, "activation": "gelu"}})
+    with pytest.raises(CheckpointError, match=r"another architecture than tiny:\n  model\.mlp\.d_ff: 32 → 64\nTake"):
+        train(wider, tmp_path / "wide", data=data)
+
+
+def test_what_says_where_a_pattern_comes_from_has_no_effect(recipe_of, data, tmp_path):
+    plain = recipe_of("M-M-")
+    base = train(plain, tmp_path / "base", data=data)
+    table = plain.model_dump(mode="json", exclude_none=True)["model"]
+    ratios = changed(plain, model={**table, "n_layers": 4, "mlp_ratio": 0.5, "pattern": "M-M-", "init_std": 0.5})
+    assert train(extended(ratios, base.path), tmp_path / "long", data=data).finished
+
+
+def test_longer_rotary_positions_left_as_they_are_are_told(hybrid, base, data, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="hinny.train"):
+        train(extended(hybrid, base.path, length=96), tmp_path / "long", data=data)
+    assert "train.seq_len is 96, 3 times the 32 tokens" in caplog.text
+    caplog.clear()
+    raised = extended(hybrid, base.path, length=96, model={"attention": {**ROPE, "rope_base": 1000.0}})
+    with caplog.at_level(logging.WARNING, logger="hinny.train"):
+        train(raised, tmp_path / "raised", data=data)
+        train(extended(hybrid, base.path, length=32), tmp_path / "equal", data=data)
+    assert not [r for r in caplog.records if "rotary" in r.message]
+
+
+def test_positions_on_a_base_without_them_are_told(recipe_of, data, tmp_path, caplog):
+    plain = recipe_of("M*-")
+    base = train(plain, tmp_path / "base", data=data)
+    with caplog.at_level(logging.WARNING, logger="hinny.train"):
+        train(extended(plain, base.path, model={"attention": ROPE}), tmp_path / "long", data=data)
+    assert "was trained without positions on 32 tokens" in caplog.text
+
+
+def test_data_in_other_words_are_refused(hybrid, base, tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(20):
+        (text / f"{number}.txt").write_text(f"other words to learn {number} " * 9)
+    prepare(tmp_path / "other", text=[text], vocab_size=257, held_out=0.2)
+    with pytest.raises(CheckpointError, match=r"the tokenizer of .*other is not that of .* Prepare the data with it"):
+        train(extended(hybrid, base.path), tmp_path / "long", data=str(tmp_path / "other"))
+    assert not (tmp_path / "long" / "recipe.toml").exists()
+
+
+def test_a_base_that_is_not_there_is_refused_with_the_fix(hybrid, base, data, tmp_path):
+    out = tmp_path / "long"
+    with pytest.raises(ConfigError, match=r"init\.from is not set.* init\.from=RUN"):
+        train(changed(hybrid, init={}), out, data=data)
+    with pytest.raises(RunError, match="nowhere is not a run directory"):
+        train(extended(hybrid, tmp_path / "nowhere"), out, data=data)
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 5"):
+        train(extended(hybrid, base.path, init={"step": 5}), out, data=data)
+    with pytest.raises(ConfigError, match="is the run directory that is to be written"):
+        train(extended(hybrid, out), out, data=data)
+
+
+def test_converted_weights_are_a_base_and_take_no_other(hybrid, base, data, tmp_path):
+    folder = tmp_path / "converted"
+    converted(folder, values_of(hybrid.model, seed=3), config=hybrid.model)
+    recipe = extended(hybrid, folder)
+    run = train(recipe, tmp_path / "long", data=data)
+    assert run.metrics()[0]["loss"] == pytest.approx(first_loss(load_model(folder), recipe, data), rel=1e-5)
+    with pytest.raises(ConfigError, match=r"holds converted weights, and init.from names those of"):
+        train(extended(hybrid, base.path), folder, data=data)
+
+
+def test_the_section_is_written_with_its_key_and_knows_no_other(hybrid, tmp_path):
+    recipe = extended(hybrid, "runs/base", init={"step": 7})
+    (tmp_path / "long.toml").write_text(to_toml(recipe))
+    assert load_recipe(tmp_path / "long.toml") == recipe
+    assert json.loads(recipe.model_dump_json())["init"] == {"from": "runs/base", "step": 7}
+    with pytest.raises(ConfigError, match=r"unknown key init\.source"):
+        load_recipe(tmp_path / "long.toml", ["init.source=x"])
