@@ -49,7 +49,7 @@ def _comparable(recipe: dict[str, Any]) -> dict[str, Any]:
     data = DataConfig.model_validate(recipe["data"]).model_dump(mode="json", exclude={"blend"})
     parallel = ParallelConfig.model_validate(recipe.get("parallel", {})).model_dump(mode="json")
     return {**recipe, "model": uncut(recipe["model"]), "data": data, "parallel": parallel,
-            "train": {"cuda_graphs": False, **recipe["train"]}}
+            "train": {"cuda_graphs": False, "segment_len": None, **recipe["train"]}}
 
 
 def check_sight(run: Run, recipe: Recipe, first: Recipe, meta: dict[str, Any] | None) -> None:
