@@ -34,7 +34,8 @@ LOGIT_BYTES, LOGIT_ROWS, ROW_UNIT = 2 ** 30, 128, 64
 WORKSPACE = 2 * 32 * 2 ** 20
 """cuBLAS's memory on Hopper: for the thread that runs the forward pass, and for the backward's."""
 
-PARTS = ("weights", "gradients", "moments", "gathered", "casts", "activations", "carried", "loss", "working", "workspace")
+PARTS = ("weights", "gradients", "moments", "gathered", "casts", "activations", "carried", "loss", "working",
+         "workspace")
 
 Recompute = str | list[str] | None
 

@@ -22,7 +22,6 @@ def in_segments(micro_batch: Inputs, length: int, carried: Carried) -> Iterator[
     for start in range(0, micro_batch[0].shape[1], length):
         if start:
             carried = carried.onward(None if documents is None else documents[:, start] != documents[:, start - 1])
-        tokens, targets, mask, mine = (None if part is None else part[:, start:start + length].contiguous()
-                                       for part in micro_batch)
-        assert tokens is not None and targets is not None and mask is not None
-        yield (tokens, targets, mask, mine), carried
+        here = slice(start, start + length)
+        tokens, targets, mask = (part[:, here].contiguous() for part in micro_batch[:3])
+        yield (tokens, targets, mask, None if documents is None else documents[:, here].contiguous()), carried

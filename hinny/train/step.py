@@ -95,9 +95,11 @@ class Stepper:
             return self._over_ranks(total - z_loss), self._over_ranks(z_loss)
         entropy, z_loss = (torch.zeros((), device=self.device) for _ in range(2))
         # the first step runs as it is: then all memory that stays is taken before a graph takes its own
-        run = self._replayed if self._replayed is not None and self._warm else self._forward_backward
-        for inputs, *carried in self._passes(batch):
-            losses = run(*inputs, divisor, *carried)
+        replayed = self._replayed if self._warm else None
+        for inputs, carried in self._passes(batch):
+            # a recipe with segments has no graphs
+            losses = (replayed(*inputs, divisor) if replayed is not None else
+                      self._forward_backward(*inputs, divisor, carried))
             entropy += losses[0]
             z_loss += losses[1]
         return self._over_ranks(entropy), self._over_ranks(z_loss)
@@ -141,11 +143,11 @@ class Stepper:
     def _over_ranks(self, loss: Tensor) -> Tensor:
         return self.mesh.sum(loss, "replicate", "shard", "context")
 
-    def _passes(self, batch: Batch) -> Iterator[tuple[Inputs] | tuple[Inputs, Carried]]:
+    def _passes(self, batch: Batch) -> Iterator[tuple[Inputs, Carried | None]]:
         """The inputs of each forward and backward pass, with what it carries where sequences are cut into segments."""
         for micro_batch in self._micro_batches(batch):
             if (length := self.recipe.train.segment_len) is None:
-                yield (micro_batch,)
+                yield micro_batch, None
             else:
                 yield from in_segments(micro_batch, length, self.objective.model.carry())
 
