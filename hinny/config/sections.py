@@ -219,9 +219,6 @@ class TrainConfig(Section):
     """Length, batch, precision and cadence of a run."""
 
     seq_len: Positive
-    segment_len: Positive | None = None
-    """Tokens of a pass: a sequence is trained in segments of so many, each from the SSM states that the one before it
-    left, without gradients between them. Attention sees its own segment. Whole sequences without it."""
     batch_size: Positive
     """Sequences in one optimiser step."""
     micro_batch_size: Positive
@@ -230,6 +227,9 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0)]
     precision: Literal["fp32", "bf16"]
     """bf16: matrix products and the residual stream in bf16, weights and optimiser in fp32."""
+    segment_len: Positive | None = None
+    """Tokens of a pass: a sequence is trained in segments of so many, each from the SSM states that the one before it
+    left, without gradients between them. Attention sees its own segment. Whole sequences without it."""
     cuda_graphs: bool = False
     """Records the passes of a micro-batch once and replays them; on one GPU alone."""
     log_every: Positive

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from hinny import ops
 from hinny.checkpoint import load_model
-from hinny.config import DIMENSIONS, ParallelConfig, Recipe, to_toml, validate
+from hinny.config import DIMENSIONS, AttentionConfig, ParallelConfig, Recipe, to_toml, validate
 from hinny.config.fit import check_fit
 from hinny.config.load import read_toml
 from hinny.data.mix import Batch
 from hinny.errors import CheckpointError, ConfigError
+from hinny.evals.entry import Subject
+from hinny.evals.options import EvalOptions
 from hinny.layers import MLP
 from hinny.layers.attention import Attention
 from hinny.layers.mamba1 import Mamba1
@@ -33,6 +35,7 @@ from hinny.objective import Objective
 from hinny.parallel.recompute import apply_recompute
 from hinny.run import Run
 from hinny.state import Carried
+from hinny.tokenizer import ByteTokenizer
 from hinny.train.loop import train
 from hinny.train.segments import in_segments
 from hinny.train.step import Stepper
@@ -323,6 +326,16 @@ def test_a_run_from_before_the_key_goes_on_without_it(recipe_of, data, tmp_path)
 def _stop_early(now: dict[str, Any]) -> None:
     if now["step"] == 2:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("positions", "length"), [("rope", 8), ("none", None)])
+def test_samples_of_evaluation_are_as_long_as_what_attention_learned(recipe_of, tmp_path, positions, length):
+    recipe = recipe_of("M*", segment_len=8)
+    rotary = {"positions": "rope", "rope_fraction": 1.0, "rope_base": 1e4} if positions == "rope" else {}
+    attention = validate(AttentionConfig, recipe.model.attention.model_dump(exclude_none=True) | rotary, "test")
+    run = Run(tmp_path / "run")
+    run.write_recipe(recipe.model_copy(update={"model": recipe.model.model_copy(update={"attention": attention})}))
+    assert Subject(run, EvalOptions(), ByteTokenizer()).limit.tokens == length
 
 
 def test_the_key_is_part_of_the_recipe_that_a_run_keeps(recipe_of, tmp_path):
