@@ -5,6 +5,7 @@ One class serves the Transformer, Mamba, Mamba-2 and the hybrid: they differ in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from hinny import pattern
 from hinny.config import ModelConfig
 from hinny.layers import LAYERS, NORMS
-from hinny.state import LayerState, State
+from hinny.state import Carried, CarriedLayer, LayerState, State
 
 
 class Block(nn.Module):
@@ -25,7 +26,7 @@ class Block(nn.Module):
         self.norm = NORMS[config.norm](config.d_model, config.norm_eps)
         self.layer = LAYERS[symbol](config)
 
-    def forward(self, x: Tensor, state: LayerState, segments: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, state: LayerState | CarriedLayer, segments: Tensor | None) -> Tensor:
         """x (b t d) → (b t d)."""
         return x + self.layer(self.norm(x), state, segments)
 
@@ -71,19 +72,23 @@ class Model(nn.Module):
         """
         return F.linear(self.hidden(tokens, state, segments), self.output_weight)
 
-    def hidden(self, tokens: Tensor, state: State | None = None, segments: Tensor | None = None) -> Tensor:
-        """What the head reads: (b t d) after the last norm. Arguments as in `forward`."""
-        if state is not None and segments is not None:
+    def hidden(self, tokens: Tensor, state: State | Carried | None = None, segments: Tensor | None = None) -> Tensor:
+        """What the head reads: (b t d) after the last norm. Arguments as in `forward`.
+
+        With a `Carried` state the tokens are a segment of longer sequences, whose documents `segments` may tell apart:
+        Mamba layers go on from what it holds and leave in it what the next segment needs, attention sees the segment.
+        """
+        if isinstance(state, State) and segments is not None:
             raise ValueError("state and segments exclude each other: a state continues one document in each row; "
                              "give the packed documents as rows of their own.")
         x = self.embedding(tokens)
         if torch.is_autocast_enabled(x.device.type):
             # the residual stream has the type of the products, as in the paper's code
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        states = [None] * len(self.layers) if state is None else state.layers
+        states: Sequence[LayerState | CarriedLayer] = [None] * len(self.layers) if state is None else state.layers
         for block, layer_state in zip(self.blocks, states, strict=True):
             x = block(x, layer_state, segments)
-        if state is not None:
+        if isinstance(state, State):
             state.advance(tokens.shape[1])
         return self.norm(x)
 
@@ -102,6 +107,11 @@ class Model(nn.Module):
                       torch.zeros(batch_size, dtype=torch.int64, device="cpu"))
         state.reserve(capacity)
         return state
+
+    def carry(self) -> Carried:
+        """What the first segment of sequences carries: nothing yet, in each layer that has a state."""
+        return Carried([CarriedLayer() if symbol in pattern.CARRYING else None
+                        for symbol in pattern.parse(self.config.pattern)])
 
     @property
     def blocks(self) -> list[Block]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hinny import ops
 from hinny.model import Model
+from hinny.state import Carried
 
 
 class Objective(nn.Module):
@@ -22,13 +23,13 @@ class Objective(nn.Module):
         self.z_loss = z_loss
 
     def forward(self, tokens: Tensor, targets: Tensor, mask: Tensor,
-                segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                segments: Tensor | None = None, carried: Carried | None = None) -> tuple[Tensor, Tensor]:
         """tokens, targets (b t) int64, mask (b t) bool, segments (b t) int or None → as `loss`.
 
         Where ranks share the tokens of a sequence, tokens, targets and mask are this rank's, segments those of the
-        whole sequence.
+        whole sequence. carried: where the tokens are a segment of longer sequences, as in Model.hidden.
         """
-        return self.loss(self.model.hidden(tokens, segments=segments), targets, mask)
+        return self.loss(self.model.hidden(tokens, carried, segments), targets, mask)
 
     def loss(self, hidden: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """hidden (b t d) → the loss in nats, summed over the targets that count, and the z-loss that is part of it."""

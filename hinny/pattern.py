@@ -16,6 +16,8 @@ from hinny.errors import ConfigError
 
 SYMBOLS = {"M": "Mamba-2", "1": "Mamba-1", "*": "attention", "-": "MLP"}
 CUT = "|"
+CARRYING = "M1"
+"""Kinds of layer with a state that does not grow: what a segment can give the next (train.segment_len)."""
 
 
 def parse(pattern: str) -> str:

@@ -39,7 +39,7 @@ def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts
     that are not positive, and devices that are not the product of [parallel]'s sizes.
     """
     model, device = recipe.model, predict.find_hardware(hardware)
-    count, length = counts.parameters(model), recipe.train.seq_len
+    count, length = counts.parameters(model), recipe.train.pass_len
     training = memory.training(recipe, int(predict.USABLE * device.memory), devices)
     return {
         "name": recipe.name,
@@ -56,7 +56,7 @@ def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts
         "flops_per_token": counts.training_flops(model, length),
         "flops_per_token_forward": counts.forward_flops(model, length),
         "flops_per_token_training": counts.training_flops(model, length),
-        "training_tokens": recipe.train.steps * recipe.train.batch_size * length,
+        "training_tokens": recipe.train.steps * recipe.train.batch_size * recipe.train.seq_len,
         "state_bytes": counts.state_bytes(model),
         "kv_bytes_per_token": counts.kv_bytes_per_token(model),
         "memory": {"weights_bf16_bytes": counts.weight_bytes(model),
@@ -92,7 +92,7 @@ def _predictions(recipe: Recipe, device: predict.Hardware, batch: int, contexts:
                                   calibration=calibration) for context in contexts],
         "prefill": [predict.prefill(model, device, batch=1, context=context, mfu=mfu, tensor=tensor)
                     for context in contexts],
-        "training_tokens_per_s_per_device": predict.training_speed(model, device, seq_len=recipe.train.seq_len,
+        "training_tokens_per_s_per_device": predict.training_speed(model, device, seq_len=recipe.train.pass_len,
                                                                    mfu=mfu),
     }
 

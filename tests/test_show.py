@@ -114,6 +114,21 @@ def test_training_memory_is_a_sum_of_parts_for_the_recipes_precision_and_the_dev
         show(load_recipe("8b-mamba2", ["parallel.tensor=2"]), devices=3)
 
 
+def test_sequences_in_segments_have_the_flops_and_activations_of_a_segment() -> None:
+    cut, short = (show(load_recipe("8b-hybrid", [f"train.seq_len={length}", *more]))
+                  for length, more in ((16384, ["train.segment_len=4096"]), (4096, [])))
+    for name in ("flops_length", "flops_per_token", "flops_per_token_forward", "flops_per_token_training"):
+        assert cut[name] == short[name], name
+    assert cut["training_tokens"] == 4 * short["training_tokens"]
+    speeds = [figures["predictions"]["training_tokens_per_s_per_device"] for figures in (cut, short)]
+    assert speeds[0] == speeds[1]
+    parts = cut["memory"]["training"]["parts"]
+    assert parts["activations"] < 1.01 * short["memory"]["training"]["parts"]["activations"]
+    micro_batch = load_recipe("8b-hybrid").train.micro_batch_size
+    assert parts["carried"] == 2 * micro_batch * cut["state_bytes"]
+    assert "carried" in text_of(cut)
+
+
 def test_the_text_shows_sizes_pattern_log_and_what_does_not_fit() -> None:
     text = text_of(show(load_recipe("8b-hybrid")))
     for line in ("8,654,517,248", PATTERN_8B, "24 Mamba-2, 4 attention, 28 MLP",

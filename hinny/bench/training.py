@@ -81,8 +81,9 @@ def bench_train(recipe: str, *, steps: int = 5, batch: int | None = None, micro_
                               f"{len(loaded.data.blend)}; remove one of the two.")
         if against and mesh.world > 1:
             raise ConfigError("against transformers is timed on one process; drop against.")
-        if against and loaded.optim.z_loss is not None:
-            raise ConfigError(f"against transformers has no optim.z_loss ({loaded.optim.z_loss}); remove it.")
+        for name, value in (("optim.z_loss", loaded.optim.z_loss), ("train.segment_len", loaded.train.segment_len)):
+            if against and value is not None:
+                raise ConfigError(f"against transformers has no {name} ({value}); remove it.")
         timed = _resized(loaded, mesh, steps, batch, micro_batches, length, precision)
         # the shape tells of [parallel] and [train]; other changes make another variant of the recipe
         changes = [change for change in overrides if not change.startswith(("parallel.", "train."))]
@@ -199,7 +200,7 @@ def _rows(recipe: Recipe, mesh: Mesh, device: torch.device, found: _Timed, data:
     if hardware is not None:
         rate = hardware.flops if train.precision == "bf16" else hardware.flops_fp32
         assert rate is not None
-        share = counts.training_flops(recipe.model, train.seq_len) / (rate * mesh.world)
+        share = counts.training_flops(recipe.model, train.pass_len) / (rate * mesh.world)
         rows.append(row("train.mfu", recipe.name, value * share, "of peak", low=low * share, high=high * share,
                         bound=_product_rate(device) / rate, peer=None if peer is None else peer[0],
                         peer_value=None if theirs is None else theirs * share, **more))
@@ -232,9 +233,8 @@ def _beside_on_cpu(ours: _Ours, steps: int, data: str | None) -> list[dict[str, 
     twin = transformers_twin(model)
     _check(model, twin, tokens)
     seconds = in_turn([ours.step, _twin_step(twin, tokens)], repeats=steps)
-    nothing: list[float] = []
-    peer = (f"transformers {version('transformers')} {type(twin).__name__}", _Timed(seconds[1], nothing, 0))
-    return _rows(ours.recipe, ours.mesh, ours.device, _Timed(seconds[0], nothing, 0), data, peer)
+    peer = (f"transformers {version('transformers')} {type(twin).__name__}", _Timed(seconds[1], [], 0))
+    return _rows(ours.recipe, ours.mesh, ours.device, _Timed(seconds[0], [], 0), data, peer)
 
 
 def _beside_on_gpu(recipe: Recipe, ours: _Ours, steps: int) -> tuple[str, _Timed]:

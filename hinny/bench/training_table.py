@@ -30,7 +30,8 @@ def options_of(recipe: Recipe) -> dict[str, object]:
     """What of [parallel] and [train] makes another figure, beside the sizes of mesh and batch."""
     parallel = recipe.parallel
     given = {"recompute": parallel.recompute, "schedule": parallel.schedule, "compile": parallel.compile,
-             "float8": parallel.float8, "cuda_graphs": recipe.train.cuda_graphs}
+             "float8": parallel.float8, "cuda_graphs": recipe.train.cuda_graphs,
+             "segment_len": recipe.train.segment_len}
     return {name: "".join(value) if isinstance(value, list) else value for name, value in given.items() if value}
 
 

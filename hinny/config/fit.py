@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 
 from hinny import pattern
 from hinny.config.sections import ModelConfig, Recipe
+from hinny.config.segments import check_segments
 from hinny.errors import ConfigError
 
 
 def check_fit(recipe: Recipe, sizes: Mapping[str, int]) -> None:
     """ConfigError where batch, sequences, or what the layers have cannot be shared equally, or graphs not be had."""
     check_batch(recipe, sizes)
+    check_segments(recipe)
     local_length(recipe, sizes)
     check_context(recipe.model, recipe.train.seq_len, sizes["context"])
     check_tensor(recipe.model, sizes["tensor"])
@@ -35,10 +37,11 @@ def check_batch(recipe: Recipe, sizes: Mapping[str, int]) -> None:
 
 
 def local_length(recipe: Recipe, sizes: Mapping[str, int]) -> int:
-    """Tokens of each sequence that a rank sees; ConfigError if ranks cannot share a sequence."""
-    length, context, tensor = recipe.train.seq_len, sizes["context"], sizes["tensor"]
+    """Tokens of each sequence, or segment, that a rank sees; ConfigError if ranks cannot share one."""
+    length, context, tensor = recipe.train.pass_len, sizes["context"], sizes["tensor"]
+    key = "train.seq_len" if recipe.train.segment_len is None else "train.segment_len"
     if length % (context * tensor):
-        raise ConfigError(f"train.seq_len ({length}) must be a multiple of parallel.context ({context}) x "
+        raise ConfigError(f"{key} ({length}) must be a multiple of parallel.context ({context}) x "
                           f"parallel.tensor ({tensor}) = {context * tensor}: each rank takes as many tokens. "
                           f"The next multiple is {-(-length // (context * tensor)) * context * tensor}.")
     return length // context

@@ -15,6 +15,7 @@ from hinny.config.data import DataConfig
 from hinny.config.init import InitConfig
 from hinny.config.parallel import ParallelConfig
 from hinny.config.section import Positive, Section, Share
+from hinny.config.segments import check_segments
 
 
 class TimeSteps(Section):
@@ -227,6 +228,9 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0)]
     precision: Literal["fp32", "bf16"]
     """bf16: matrix products and the residual stream in bf16, weights and optimiser in fp32."""
+    segment_len: Positive | None = None
+    """Tokens of a pass: a sequence is trained in segments of so many, each from the SSM states that the one before it
+    left, without gradients between them. Attention sees its own segment. Whole sequences without it."""
     cuda_graphs: bool = False
     """Records the passes of a micro-batch once and replays them; on one GPU alone."""
     log_every: Positive
@@ -252,6 +256,11 @@ class TrainConfig(Section):
                 f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size}).")
         return self
 
+    @property
+    def pass_len(self) -> int:
+        """Tokens of a sequence that one forward pass sees."""
+        return self.segment_len or self.seq_len
+
 
 class Recipe(Section):
     """All that defines a run. `name` is the recipe file's name."""
@@ -271,4 +280,5 @@ class Recipe(Section):
         kinds = self.parallel.recompute
         if isinstance(kinds, list) and (absent := [s for s in kinds if s not in self.model.pattern]):
             raise ValueError(f"parallel.recompute names '{absent[0]}', but model.pattern has no such layer; remove it.")
+        check_segments(self)
         return self

@@ -60,9 +60,11 @@ class Subject:
 
     @cached_property
     def limit(self) -> Limit:
-        """Tokens that a sample may take: those told; else, of a model with positions, those of its training."""
+        """Tokens that a sample may take: those told; else, of a model with positions, those that attention was trained
+        at: a segment's, where train.segment_len cut the sequences.
+        """
         attention = self.recipe.model.attention
-        trained = self.recipe.train.seq_len if attention is not None and attention.positions == "rope" else None
+        trained = self.recipe.train.pass_len if attention is not None and attention.positions == "rope" else None
         return Limit(self.options.max_length or trained, self.options.truncate or "error")
 
     @cached_property

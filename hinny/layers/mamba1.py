@@ -20,7 +20,7 @@ from hinny import ops
 from hinny.config import ModelConfig
 from hinny.layers.conv import CausalConv
 from hinny.layers.linear import Linear, SplitLinear, fan_in_uniform, inverse_softplus_of_time_step
-from hinny.state import SSMState
+from hinny.state import CarriedLayer, SSMState
 
 
 class Mamba1(nn.Module):
@@ -57,7 +57,8 @@ class Mamba1(nn.Module):
         nn.init.ones_(self.D)
         nn.init.normal_(self.out_proj.weight, std=self.out_std, generator=generator)
 
-    def forward(self, u: Tensor, state: SSMState | None = None, segments: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, state: SSMState | CarriedLayer | None = None,
+                segments: Tensor | None = None) -> Tensor:
         """u (b t d) → (b t d). `state`, if given, is read and updated."""
         x, z = self.in_proj(u)
         A = self.rates()

@@ -20,7 +20,7 @@ from hinny import ops
 from hinny.config import ModelConfig
 from hinny.layers.conv import CausalConv
 from hinny.layers.linear import Linear, SplitLinear, inverse_softplus_of_time_step
-from hinny.state import SSMState
+from hinny.state import CarriedLayer, SSMState
 
 A_RANGE = (1.0, 16.0)
 Three = tuple[Tensor, Tensor, Tensor]
@@ -73,7 +73,8 @@ class Mamba2(nn.Module):
         """The convolutions of x, B and C, in this order."""
         return cast(list[CausalConv], list(self.conv.values()))
 
-    def forward(self, u: Tensor, state: SSMState | None = None, segments: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, state: SSMState | CarriedLayer | None = None,
+                segments: Tensor | None = None) -> Tensor:
         """u (b t d) → (b t d). `state`, if given, is read and updated."""
         z, x, B, C, dt = self.in_proj(u)
         weights, biases = zip(*((conv.weight, conv.bias) for conv in self.convs), strict=True)

@@ -39,7 +39,8 @@ def plan(recipe: Recipe, devices: int | None = None, shards: int | None = None) 
                           "with `|`, or set parallel.pipeline to their number.")
     check_fit(recipe, sizes)
     ranks = sizes["replicate"] * sizes["shard"]
-    return Plan(sizes=sizes, seq_len=train.seq_len, micro_batch=train.micro_batch_size,
+    return Plan(sizes=sizes, seq_len=train.pass_len, segments=train.seq_len // train.pass_len,
+                micro_batch=train.micro_batch_size,
                 micro_batches=train.batch_size // (train.micro_batch_size * ranks),
                 width=2 if train.precision == "bf16" else 4, recompute=parallel.recompute,
                 gpipe=parallel.schedule == "gpipe", packed=recipe.data.boundaries == "reset",

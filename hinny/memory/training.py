@@ -34,7 +34,8 @@ LOGIT_BYTES, LOGIT_ROWS, ROW_UNIT = 2 ** 30, 128, 64
 WORKSPACE = 2 * 32 * 2 ** 20
 """cuBLAS's memory on Hopper: for the thread that runs the forward pass, and for the backward's."""
 
-PARTS = ("weights", "gradients", "moments", "gathered", "casts", "activations", "loss", "working", "workspace")
+PARTS = ("weights", "gradients", "moments", "gathered", "casts", "activations", "carried", "loss", "working",
+         "workspace")
 
 Recompute = str | list[str] | None
 
@@ -45,9 +46,10 @@ class Plan:
 
     sizes: Mapping[str, int]
     seq_len: int
+    """Tokens of a sequence in a pass: of a segment, where sequences are cut into them."""
     micro_batch: int
     micro_batches: int
-    """Passes of a rank in a step."""
+    """That a rank has in a step: passes, but for segments."""
     width: int = 2
     """Bytes of a number of the activations: 2 with bf16, 4 with fp32."""
     recompute: Recompute = None
@@ -55,6 +57,8 @@ class Plan:
     packed: bool = False
     lasting_gradients: bool = False
     """Whether gradients are set to zero, not given up, between steps, as CUDA graphs need it."""
+    segments: int = 1
+    """Of a sequence: passes that follow each other with carried states (train.segment_len)."""
 
     def size(self, name: str) -> int:
         return self.sizes.get(name, 1)
@@ -101,7 +105,8 @@ class _Stage:
         self.weights = [-(-counts.layer(model, symbol).parameters // tensor) + norm for symbol in symbols]
         self.matrices = self.words * self.d * (self.first + self.last - (self.first and self.last and self.tied))
         self.parameters = sum(self.weights) + self.matrices + norm * self.last
-        self.before = plan.micro_batches > 1 or plan.lasting_gradients
+        self.before = plan.micro_batches * plan.segments > 1 or plan.lasting_gradients
+        self.carried = self._carried(model) if plan.segments > 1 else 0
 
     def phases(self) -> Iterator[tuple[str, dict[str, int]]]:
         """Every moment's name and its parts."""
@@ -135,7 +140,8 @@ class _Stage:
         own = -(-self.parameters // self.plan.shards)
         return dict.fromkeys(PARTS, 0) | {
             "weights": 4 * own, "gradients": 4 * -(-gradients // self.plan.shards), "moments": 8 * own,
-            "gathered": gathered, "casts": casts, "activations": activations, "workspace": WORKSPACE}
+            "gathered": gathered, "casts": casts, "activations": activations, "carried": self.carried,
+            "workspace": WORKSPACE}
 
     def _root(self) -> int:
         return self.plan.width * self.matrices if self.plan.fsdp else 0
@@ -174,8 +180,14 @@ class _Stage:
         return 0 if self._recomputed(i) is None else self._cast(self.layers[i])
 
     def _inputs(self) -> int:
-        """Tokens, targets, mask, and the documents of whole sequences."""
-        return 17 * self.share.tokens + (8 * self.share.tokens * self.share.context if self.plan.packed else 0)
+        """Tokens, targets, mask, and the documents of whole sequences; a segment's once more."""
+        one = 17 * self.share.tokens + (8 * self.share.tokens * self.share.context if self.plan.packed else 0)
+        return one if self.plan.segments == 1 else one * (self.plan.segments + 1)
+
+    def _carried(self, model: ModelConfig) -> int:
+        """States, float32, that a segment began with, and those that it leaves."""
+        state = sum(counts.layer(model, symbol).state for symbol in self.symbols)
+        return 2 * 4 * self.plan.micro_batch * -(-state // self.plan.size("tensor"))
 
     def _loss(self) -> int:
         """Gradients of i d and v d numbers in float32, the logits, the head's weight and rows in the products' type."""

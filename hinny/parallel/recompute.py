@@ -35,7 +35,7 @@ from hinny.model import Block
 from hinny.objective import Objective
 from hinny.parallel.tensor import projections
 from hinny.pattern import SYMBOLS, parse
-from hinny.state import LayerState
+from hinny.state import CarriedLayer, LayerState
 
 MIXERS = (Attention, CausalConv, Mamba1, Mamba2)
 """Modules with a seam `mix`: its first result is what the layer goes on with, the others are states for generation."""
@@ -77,15 +77,17 @@ class Recomputed:
         self.selective = selective
         self.made = _Made(block.layer, selective)
 
-    def __call__(self, x: Tensor, state: LayerState, segments: Tensor | None) -> Tensor:
-        """As Block.forward. Raises ValueError for a state where gradients are wanted: it would be updated twice."""
+    def __call__(self, x: Tensor, state: LayerState | CarriedLayer, segments: Tensor | None) -> Tensor:
+        """As Block.forward. Raises ValueError for a state where gradients are wanted: it would be updated twice. What a
+        segment carries is not: it begins with the same tensors when it runs again.
+        """
         if not torch.is_grad_enabled():
             return self.run(x, state, segments)
-        if state is not None:
+        if not (state is None or isinstance(state, CarriedLayer)):
             raise ValueError("a block that is recomputed cannot carry a state through a pass with gradients. "
                              "Use torch.no_grad(), or a model without recomputation.")
         # the model draws no random numbers
-        return checkpoint(self.run, x, None, segments, use_reentrant=False, preserve_rng_state=False,
+        return checkpoint(self.run, x, state, segments, use_reentrant=False, preserve_rng_state=False,
                           context_fn=self.made.contexts)
 
 

@@ -28,6 +28,7 @@ from hinny.parallel.collectives import copy_in, gather, scatter_sum, sum_out
 from hinny.parallel.mesh import Mesh, share
 from hinny.parallel.plan import PLAN, ROWS
 from hinny.parallel.vocabulary import VocabularyEmbedding, VocabularyLoss
+from hinny.state import CarriedLayer
 
 SYMBOLS = {kind: symbol for symbol, kind in LAYERS.items()}
 
@@ -138,7 +139,7 @@ class _Gather:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, state, segments = args
-        if state is not None:
+        if not (state is None or isinstance(state, CarriedLayer)):  # that one has this rank's heads
             raise ValueError("a state cannot be continued with parallel.tensor above 1: its heads would be on other "
                              "ranks. Generate with one process.")
         return gather(x, 1, self.group).contiguous(), state, segments

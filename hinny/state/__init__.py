@@ -9,6 +9,7 @@ Its rows may stand at different positions (`join`): each goes on at its own, and
 from __future__ import annotations
 
 from hinny.state.batch import State, join
+from hinny.state.carried import Carried, CarriedLayer
 from hinny.state.layers import KVState, LayerState, SSMState
 
-__all__ = ["KVState", "LayerState", "SSMState", "State", "join"]
+__all__ = ["Carried", "CarriedLayer", "KVState", "LayerState", "SSMState", "State", "join"]

@@ -212,7 +212,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     return {"toml": to_toml(recipe), "description": recipe.description, "family": family(model),
             "pattern": model.pattern, "parameters": count.total, "non_embedding": count.non_embedding,
             "seq_len": train.seq_len, "steps": train.steps, "tokens": train.steps * train.batch_size * train.seq_len,
-            "flops_per_token": counts.training_flops(model, train.seq_len),
+            "flops_per_token": counts.training_flops(model, train.pass_len),
             "d_state": layers[0].d_state if layers else None,
             "positions": model.attention.positions if model.attention else None,
             "kv_heads": model.attention.n_kv_heads if model.attention else None}

@@ -78,7 +78,7 @@ def seconds_at_peak(recipe: Recipe, accelerator: str | None) -> float | None:
         log.info('no MFU in the records: float32 products have precision "%s" here, and the peak rate known is that of '
                  '"highest".', rounded)
         return None
-    return counts.training_flops(recipe.model, recipe.train.seq_len) / rate
+    return counts.training_flops(recipe.model, recipe.train.pass_len) / rate
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

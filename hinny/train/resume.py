@@ -52,7 +52,7 @@ def _comparable(recipe: dict[str, Any]) -> dict[str, Any]:
     # the base is compared by its weights (hinny.train.extension)
     recipe = {key: value for key, value in recipe.items() if key != "init"}
     return {**recipe, "model": uncut(recipe["model"]), "data": data, "parallel": parallel,
-            "train": {"cuda_graphs": False, **recipe["train"]}}
+            "train": {"cuda_graphs": False, "segment_len": None, **recipe["train"]}}
 
 
 def check_sight(run: Run, recipe: Recipe, first: Recipe, meta: dict[str, Any] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,8 +20,10 @@ from hinny.parallel.fsdp import give_up
 from hinny.parallel.mesh import Mesh, single
 from hinny.parallel.norm import total_norm
 from hinny.parallel.pipeline import Pipeline
+from hinny.state import Carried
 from hinny.train.graphs import Losses, Replayed
 from hinny.train.optim import learning_rate
+from hinny.train.segments import Inputs, in_segments
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,21 @@ class Stepper:
             return self._over_ranks(total - z_loss), self._over_ranks(z_loss)
         entropy, z_loss = (torch.zeros((), device=self.device) for _ in range(2))
         # the first step runs as it is: then all memory that stays is taken before a graph takes its own
-        run = self._replayed if self._replayed is not None and self._warm else self._forward_backward
-        for micro_batch in self._micro_batches(batch):
-            losses = run(*micro_batch, divisor)
+        replayed = self._replayed if self._warm else None
+        for inputs, carried in self._passes(batch):
+            # a recipe with segments has no graphs
+            losses = (replayed(*inputs, divisor) if replayed is not None else
+                      self._forward_backward(*inputs, divisor, carried))
             entropy += losses[0]
             z_loss += losses[1]
         return self._over_ranks(entropy), self._over_ranks(z_loss)
 
     @torch.no_grad()
     def loss_sum(self, batch: Batch) -> Tensor:
-        """Cross-entropy summed over the counted targets of the ranks' batches, in nats, without any z-loss."""
+        """Cross-entropy summed over the counted targets of the ranks' batches, in nats, without any z-loss.
+
+        Of whole sequences, as evaluation reads them, also where training cuts them into segments.
+        """
         self.objective.eval()
         total = torch.zeros((), device=self.device)
         if self.pipeline is not None:
@@ -114,9 +122,9 @@ class Stepper:
         return self._over_ranks(total)
 
     def _forward_backward(self, tokens: Tensor, targets: Tensor, mask: Tensor, segments: Tensor | None,
-                          divisor: Tensor) -> Losses:
+                          divisor: Tensor, carried: Carried | None = None) -> Losses:
         with self._precision():
-            total, z_loss = self.objective(tokens, targets, mask, segments)
+            total, z_loss = self.objective(tokens, targets, mask, segments, carried)
         loss = total / divisor
         loss.backward()
         z_loss = z_loss / divisor
@@ -135,7 +143,15 @@ class Stepper:
     def _over_ranks(self, loss: Tensor) -> Tensor:
         return self.mesh.sum(loss, "replicate", "shard", "context")
 
-    def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    def _passes(self, batch: Batch) -> Iterator[tuple[Inputs, Carried | None]]:
+        """The inputs of each forward and backward pass, with what it carries where sequences are cut into segments."""
+        for micro_batch in self._micro_batches(batch):
+            if (length := self.recipe.train.segment_len) is None:
+                yield micro_batch, None
+            else:
+                yield from in_segments(micro_batch, length, self.objective.model.carry())
+
+    def _micro_batches(self, batch: Batch) -> list[Inputs]:
         """tokens, targets and mask that this rank sees, and the segments of the whole sequences."""
         size = self.recipe.train.micro_batch_size
         found = []

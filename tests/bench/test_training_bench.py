@@ -65,14 +65,17 @@ def test_what_makes_another_figure_is_in_its_name_or_shape(byte_data: Path) -> N
         return row["variant"], row["shape"]
 
     plain, recomputed, smaller = named(), named('parallel.recompute=["M"]'), named("model.mlp.d_ff=32")
+    cut = named("train.segment_len=8")
     assert len({key({"what": "train", "variant": variant, "shape": shape}) for variant, shape in
-                (plain, recomputed, smaller)}) == 3
+                (plain, recomputed, smaller, cut)}) == 4
+    assert "segment_len=8" in cut[1]
     assert "recompute=M" in recomputed[1]
     assert smaller[0].endswith(" model.mlp.d_ff=32")
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ("optim.z_loss=0.1", "has no optim.z_loss"), ('data.boundaries="reset"', "documents see each other")])
+    ("optim.z_loss=0.1", "has no optim.z_loss"), ("train.segment_len=8", r"has no train\.segment_len \(8\)"),
+    ('data.boundaries="reset"', "documents see each other")])
 def test_a_peer_that_would_do_other_work_is_refused(byte_data: Path, change: str, said: str) -> None:
     pytest.importorskip("transformers")
     with pytest.raises(ConfigError, match=said):

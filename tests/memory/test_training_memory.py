@@ -24,6 +24,7 @@ from hinny.parallel import context_layout
 from hinny.parallel.context import SEAMS
 from hinny.parallel.context_layout import Chunks
 from hinny.parallel.recompute import apply_recompute
+from hinny.train.segments import in_segments
 
 B, T = 4, 2048
 H100_BYTES = 72_000_000_000
@@ -65,8 +66,11 @@ def test_a_layer_keeps_what_its_operators_save(
         assert found == pytest.approx(expected, rel=0.01), mode
 
 
-def _simulated(model: ModelConfig, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
-    """The most bytes alive in the forward pass with the loss, and in the backward, beside parameters and gradients."""
+def _simulated(model: ModelConfig, mode: str | None, monkeypatch: pytest.MonkeyPatch,
+               segments: int = 1) -> tuple[int, int]:
+    """The most bytes alive in the forward pass with the loss, and in the backward, beside parameters and gradients; of
+    the last of so many segments.
+    """
     with kernels_on_fake_tensors(monkeypatch):
         objective = Objective(Model(model))
         if mode is not None:
@@ -75,11 +79,16 @@ def _simulated(model: ModelConfig, mode: str | None, monkeypatch: pytest.MonkeyP
             parameter.grad = torch.zeros_like(parameter)
         with Live() as live:
             tokens, mask = torch.zeros(B, T, dtype=torch.int64), torch.ones(B, T, dtype=torch.bool)
-            with _autocast():
-                loss, _ = objective(tokens, tokens, mask)
-            forward, live.peak = live.peak, live.settle()
-            loss.backward()
-            live.settle()
+            passes: Any = [((tokens, tokens, mask, None), None)]
+            if segments > 1:
+                passes = in_segments((tokens, tokens, mask, None), T // segments, objective.model.carry())
+            for inputs, carried in passes:
+                live.peak = live.settle()
+                with _autocast():
+                    loss, _ = objective(*inputs, carried)
+                forward, live.peak = live.peak, live.settle()
+                loss.backward()
+                live.settle()
         return forward, live.peak
 
 
@@ -96,6 +105,27 @@ def test_a_step_takes_what_it_truly_makes(recipe: str, mode: str | None, monkeyp
     inside = 2 * v * d + 2 * rows * (v + d) + 8 * B * T
     assert sum(found["loss"].values()) - states == pytest.approx(forward + inside, rel=0.005)
     assert sum(found["backward"].values()) - states == pytest.approx(backward, rel=0.01)
+
+
+@pytest.mark.parametrize(("recipe", "mode"), [("840m-mamba2", None), ("840m-mamba", "full"), ("840m-hybrid", "full")])
+def test_a_segment_takes_what_it_truly_makes(recipe: str, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(recipe, load_recipe(recipe).model.pattern[:16])
+    _, backward = _simulated(model, mode, monkeypatch, segments=4)
+    plan = Plan({}, T // 4, B, micro_batches=1, recompute=mode, segments=4)
+    found = phases(model, plan)["backward"]
+    states = 16 * counts.parameters(model).total + WORKSPACE
+    assert found["carried"] == 2 * B * counts.state_bytes(model) > 0
+    assert found["gradients"] > 0  # of the segments before
+    assert sum(found.values()) - states == pytest.approx(backward, rel=0.01)
+
+
+def test_a_plan_with_segments_has_the_activations_of_one() -> None:
+    whole, cut, short = (memory.peak(recipe.model, memory.plan(recipe))["parts"] for recipe in (
+        _recipe("train.micro_batch_size=1", *changes) for changes in (
+            [], ["train.segment_len=512"], ["train.seq_len=512"])))
+    assert short["activations"] < cut["activations"] < 1.01 * short["activations"] < 0.3 * whole["activations"]
+    assert "carried" not in whole
+    assert cut["carried"] == 2 * counts.state_bytes(_recipe().model)
 
 
 def _recipe(*changes: str) -> Recipe:

@@ -13,6 +13,7 @@ from hinny.errors import ConfigError
 from hinny.objective import Objective
 from hinny.parallel.compiled import GRAPHS, apply_compile
 from hinny.parallel.recompute import apply_recompute
+from hinny.train.segments import in_segments
 
 # the compiler looks at every attribute of what it traces, and PyTorch warns of some
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -74,3 +75,24 @@ def test_selective_recomputation_is_refused() -> None:
     apply_recompute(objective, "selective")
     with pytest.raises(ConfigError, match=r'parallel\.compile is true and parallel\.recompute is "selective"'):
         apply_compile(objective)
+
+
+@pytest.mark.parametrize("recompute", [None, "full"])
+def test_compiled_blocks_carry_states_with_graphs_for_any_number_of_segments(recompute: str | None) -> None:
+    def trained(objective: Objective, segments: int) -> dict[str, Tensor]:
+        tokens = torch.arange(6 * segments).remainder(37).expand(2, -1)
+        inputs = (tokens, tokens.flip(1), torch.ones_like(tokens, dtype=torch.bool), tokens // 4)
+        for piece, carried in in_segments(inputs, 6, objective.model.carry()):
+            objective(*piece, carried)[0].backward()
+        return {name: p.grad for name, p in objective.named_parameters()}
+
+    plain, objective = Objective(small_model("1-")), Objective(small_model("1-"))
+    if recompute is not None:
+        apply_recompute(objective, recompute)
+    apply_compile(objective, "eager")
+    for segments in (3, 6):
+        made = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        expected = trained(plain, segments)
+        for name, gradient in trained(objective, segments).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-12)
+    assert 0 < made == torch._dynamo.utils.counters["stats"]["unique_graphs"]

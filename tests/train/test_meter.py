@@ -47,6 +47,12 @@ def test_a_token_takes_its_flops_over_the_peak_of_the_precision(recipe_of, caplo
     assert not caplog.text
 
 
+def test_a_token_of_a_segment_attends_to_its_segment_alone(recipe_of):
+    cut, short = (seconds_at_peak(recipe_of("M*", **train), "NVIDIA H200")
+                  for train in ({"seq_len": 32, "segment_len": 8}, {"seq_len": 8}))
+    assert cut == short < seconds_at_peak(recipe_of("M*", seq_len=32), "NVIDIA H200")
+
+
 @pytest.mark.parametrize(("precision", "device", "said"), [
     ("bf16", None, "no peak rate of a CPU in bf16"), ("bf16", "NVIDIA H100 PCIe", "no peak rate of NVIDIA H100 PCIe"),
     ("bf16", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "MIG"), ("fp32", "NVIDIA B200", "NVIDIA B200 in fp32"),
