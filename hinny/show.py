@@ -25,7 +25,7 @@ PAGE = 64
 """Tokens of a page of keys, as an engine has them unless it is told otherwise."""
 MFU = 0.3
 """Share of the peak FLOP/s assumed for prefill and training: the paper's 8B runs on H100 had 0.299 and 0.307. In
-training the share is of all that is executed, what is computed again included; an MFU counts the model's FLOPs alone."""
+training it is of all that is executed, what is computed again included; an MFU counts the model's FLOPs alone."""
 
 COLOURS = {"M": "cyan", "1": "blue", "*": "bold magenta", "-": "bright_black"}
 
@@ -37,10 +37,9 @@ def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts
     Sizes are exact; FLOPs are counted as hinny.counts documents; `memory` is arithmetic for `devices` of the named
     `hardware`, as many as [parallel] says if None (hinny.memory), `predictions` for parallel.tensor of them
     (hinny.predict), and both say where the model does not fit. `mfu` is the share of the peak FLOP/s at which prefill
-    and training run: of training's model FLOPs and of the `recomputed_flops_per_token` together, so that `training_mfu`,
-    of model FLOPs alone, is lower where there are such. Raises ConfigError for hardware that is not known, sizes that
-    are not positive, a share that is not above 0 and at most 1, and devices that are not the product of [parallel]'s
-    sizes.
+    and training run: of training's model FLOPs and `recomputed_flops_per_token` together, so that `training_mfu`, of
+    model FLOPs alone, is lower where there are such. Raises ConfigError for hardware that is not known, sizes that are
+    not positive, a share that is not above 0 and at most 1, and devices that are not the product of [parallel]'s sizes.
     """
     model, device = recipe.model, predict.find_hardware(hardware)
     count, length = counts.parameters(model), recipe.train.seq_len
@@ -210,11 +209,12 @@ def _prediction_table(predictions: dict[str, Any]) -> Table:
 def _note(figures: dict[str, Any]) -> str:
     given = figures["predictions"]["assumptions"]
     speed, mfu = (figures["predictions"][key] for key in ("training_tokens_per_s_per_device", "training_mfu"))
-    again = f", an MFU of {mfu:.1%} by what is computed again" if figures["recomputed_flops_per_token"] else ""
+    again = f", an MFU of {mfu:.1%} without what is computed again" if figures["recomputed_flops_per_token"] else ""
     return (f"Arithmetic, not measured: {quantity(given['flops_bf16'])}FLOP/s, {quantity(given['bandwidth'])}B/s, "
             f"{quantity(given['memory'])}B by the {given['source']}, {given['usable_memory']:.0%} of it usable. "
             f"A decode step reads weights, keys and values once and moves the states twice{_reached(given)}. Prefill "
-            f"and training run at {100 * given['mfu']:.4g}% of the peak: training {speed:,.0f} tokens/s a device{again}.")
+            f"and training run at {100 * given['mfu']:.4g}% of the peak: training {speed:,.0f} tokens/s a "
+            f"device{again}.")
 
 
 def _reached(given: dict[str, Any]) -> str:
