@@ -71,7 +71,8 @@ def _siblings(where: str, known: Iterable[str]) -> list[str]:
 def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe in file `source`, or the shipped one of that name, changed by `key=value` overrides.
 
-    A value is read as TOML (`train.steps=10`, `data.path="d"`), and as plain text where it is not TOML.
+    A value is read as TOML (`train.steps=10`, `data.path="d"`), and as plain text where it is not TOML. `key=null`
+    takes a key out (`model.attention.rope_base=null`).
     Raises ConfigError for a file that is absent or unreadable and for anything that does not validate.
     """
     path = find("recipes", source)
@@ -125,19 +126,21 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def apply_override(data: dict[str, Any], item: str) -> None:
-    """Set one `key=value` in `data`, in place."""
+    """Set one `key=value` in `data`, in place; `key=null` removes the key."""
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"override {item!r} is not of the form key=value, for instance train.steps=100.")
     *parents, last = (part.strip() for part in key.split("."))
     if not all((*parents, last)):
         raise ConfigError(f"override {item!r}: an empty name between dots; write it as train.steps=100.")
-    value = _toml_value(text)
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise ConfigError(f"override {item!r}: {parent} is a value, not a section.")
-    data[last] = value
+    if text.strip() != "null":
+        data[last] = _toml_value(text)
+    elif data.pop(last, None) is None:
+        raise ConfigError(f"override {item!r}: there is no {key.strip()} to take out.")
 
 
 def _toml_value(text: str) -> Any:

@@ -105,9 +105,10 @@ def _recall(name: str) -> Function:
 
 def _positions(name: str) -> Function:
     def measure(engine: Engine, options: EvalOptions, progress: Progress) -> Rows:
-        from hinny.evals import positions
+        from hinny.evals import positions, windows
 
-        functions = {"joined": positions.joined, "text": positions.own_text, "chains": positions.chains}
+        functions = {"joined": positions.joined, "text": positions.own_text, "chains": positions.chains,
+                     "windows": windows.window_loss}
         return functions[name](engine, options, progress)
 
     return measure
@@ -131,5 +132,7 @@ POSITIONS = (
                 ("samples", "lengths", "batch_tokens", "haystack"), _positions("text"), text="haystack"),
     StudiedTask("position-chains", ("chain_loss", "chain_excess"), ("samples", "lengths", "seed", "batch_tokens"),
                 _positions("chains")),
+    StudiedTask("window-loss", ("window_loss",), ("samples", "lengths", "batch_tokens"), _positions("windows"),
+                text="held-out"),
 )
-"""Loss by position over one long context."""
+"""Loss by position over one long context, and by the length of the context."""

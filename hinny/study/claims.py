@@ -6,9 +6,9 @@ A claim without a rule is one that this kind of study does not test; what would 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hinny.study import rules
+from hinny.study import longer_rules, rules
 from hinny.study.collect import Table
 from hinny.study.rules import UNCLEAR, Verdict
 
@@ -17,13 +17,17 @@ Rule = Callable[[Table], Verdict]
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper. `test` is the rule in words, or what would test it where there is no rule."""
+    """One claim of the paper. `test` is the rule in words, or what would test it where there is no rule.
+
+    longer: for a rule on extensions, what would test it where a study has none; it is not tested there.
+    """
 
     id: str
     text: str
     paper: str
     test: str
     rule: Rule | None = None
+    longer: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Judged:
 
 def judge(table: Table) -> list[Judged]:
     """Every claim with the verdict of its rule on the figures of `table`."""
-    return [Judged(claim, claim.rule(table) if claim.rule else _untested(table, claim)) for claim in CLAIMS]
+    extended = bool(table.about.get("extensions"))
+    claims = [replace(c, rule=None, test=c.longer) if c.longer and not extended else c for c in CLAIMS]
+    return [Judged(claim, claim.rule(table) if claim.rule else _untested(table, claim)) for claim in claims]
 
 
 def _untested(table: Table, claim: Claim) -> Verdict:
@@ -75,7 +81,10 @@ CLAIMS = [
     Claim("C7", "RoPE in the hybrid's attention does not help at the training length.",
           "840M, mean of tasks: 52.19 without, 52.39 with", "Needs two hybrids that differ in positions alone."),
     Claim("C8", "RoPE hurts the hybrid after extension.", "16K: 53.43 without; 52.61 and 51.52 with",
-          _LONG + ", with and without RoPE."),
+          "Seen if at every length that both are extended to, the worst seed of the hybrid without positions (extended "
+          "by its length alone) has a loss more than 0.01 nats/token below the best seed of the best method of the one "
+          "with rotary positions; not seen if no pair of seeds is that far apart.",
+          longer_rules.rope_hurts_extension, _LONG + ", with and without RoPE."),
     Claim("C9", "Grouping the norm inside Mamba-2 changes nothing.", "no difference in loss",
           "Needs two Mamba-2 models that differ in norm groups alone."),
     Claim("C10", "Pure SSMs match or beat the Transformer on zero-shot tasks.",
@@ -126,12 +135,22 @@ CLAIMS = [
     Claim("C27", "The hybrid is more sensitive to the prompt's wording there.",
           "10.63 to 16.16, against 15.25 to 17.68", "Needs several wordings of the questions of C26."),
     Claim("C28", "Extension needs a short training at a tenth of the learning rate and no change of positions.",
-          "50B of 3.5T tokens, to 16K, 32K and 128K", _LONG + "."),
+          "50B of 3.5T tokens, to 16K, 32K and 128K",
+          "For the hybrid without positions, extended by its length alone. Seen if at every length, in every seed, the "
+          "loss at the new length is more than 0.01 nats/token below the base's at its own, and the loss at the old "
+          "length rises by less than 0.02; not seen if one of these fails in every seed at every length.",
+          longer_rules.short_training_extends, _LONG + "."),
     Claim("C29", "The extended hybrid stays perfect on Phonebook beyond its length.", "128K model beyond 150K tokens",
+          "Seen if for every extension of the hybrid without positions (by its length alone) the worst seed answers "
+          "90 % at the longest asked length within the new one and at the first beyond; not seen if it does within and "
+          "the best seed does not beyond.", longer_rules.recall_past_the_extension,
           _LONG + " and asks Phonebook past them."),
     Claim("C30", "Extended hybrids match or exceed the Transformer on the long tasks on average.",
           "on average, 23 tasks",
-          _LONG + " and runs the long tasks."),
+          "By recall alone: the mean share right of Phonebook and copying past the old length. Seen if at every new "
+          "length the worst seed of the hybrid (extended by its length alone) is at most 3 points below the best seed "
+          "of the Transformer's best method; not seen if its best seed is further below the worst.",
+          longer_rules.hybrid_keeps_up, _LONG + " and runs the long tasks."),
     Claim("C31", "Packing unrelated documents into extension data hurts the hybrid more.", "named as a likely cause",
           _LONG + ", with documents related and unrelated, apart and not."),
     Claim("C32", "Hybrid and Transformer use the hardware equally well in training.", "29.9 and 30.7 % of the peak",

@@ -19,7 +19,9 @@ from hinny import counts
 from hinny.config import ModelConfig, Recipe, load_recipe, read_toml, to_toml, validate
 from hinny.errors import RunError
 from hinny.run import Run, write_atomically
-from hinny.study.config import StudyConfig, differences
+from hinny.study.config import StudyConfig, differences, load_extensions
+from hinny.study.gains import extended_rows
+from hinny.study.longer import Extension
 from hinny.study.plan import Layout
 
 Row = dict[str, Any]
@@ -129,20 +131,32 @@ def collect(study: Path) -> Path:
     config = validate(StudyConfig, read_toml(layout.resolved), str(layout.resolved))
     paths = {name: layout.recipe(name) for name in config.recipes}
     recipes = {name: validate(Recipe, read_toml(path), str(path)) for name, path in paths.items()}
+    extensions = load_extensions(config.model_copy(update={"recipes": list(map(str, paths.values()))}), recipes)
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for name in recipes:
         for seed in config.seeds:
-            run = Run(layout.run(name, seed))
-            if (run.path / "recipe.toml").is_file():
-                for row in _run_rows(run, name):
-                    groups[row["what"], row["variant"], row["shape"]].append(row)
+            for row in _seed_rows(layout, name, seed, [one for one in extensions if one.base.name == name]):
+                groups[row["what"], row["variant"], row["shape"]].append(row)
     rows = [_over_seeds(group) for group in groups.values()]
     predicted = layout.results / "predict.json"
     rows += json.loads(predicted.read_text(encoding="utf-8")) if predicted.is_file() else []
-    about = _about(config, recipes, layout)
+    about = _about(config, recipes, extensions, layout)
     write_atomically(layout.results / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     write_atomically(layout.results / "study.json", json.dumps(rows, indent=1) + "\n")
     return layout.results / "study.json"
+
+
+def _seed_rows(layout: Layout, name: str, seed: int, extensions: list[Extension]) -> list[Row]:
+    """All rows of one recipe's run, and of those that go on from it."""
+    run = Run(layout.run(name, seed))
+    if not (run.path / "recipe.toml").is_file():
+        return []
+    rows = _run_rows(run, name)
+    for extension in extensions:
+        longer = Run(layout.extended(extension, seed))
+        if (longer.path / "results").is_dir():
+            rows += extended_rows(extension, rows, _run_rows(longer, name))
+    return rows
 
 
 def _run_rows(run: Run, name: str) -> list[Row]:
@@ -176,7 +190,8 @@ def _over_seeds(rows: list[Row]) -> Row:
     return {**rows[0], "shape": shape, "value": sum(values) / len(values), **spread, **joined}
 
 
-def _about(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> dict[str, Any]:
+def _about(config: StudyConfig, recipes: dict[str, Recipe], extensions: list[Extension],
+           layout: Layout) -> dict[str, Any]:
     data = layout.data / "data.json"
     predicted = {recipe.name: recipe for recipe in map(load_recipe, config.predict.recipes if config.predict else [])}
     return {"name": config.name, "description": config.description, "seeds": config.seeds,
@@ -184,6 +199,8 @@ def _about(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> d
             "recipes": {name: describe(recipe) for name, recipe in recipes.items()},
             "predicted": {name: describe(recipe) for name, recipe in predicted.items()},
             "differences": differences(recipes),
+            "extensions": [{"recipe": one.base.name, "method": one.method, "factor": one.factor, "length": one.length,
+                            "overrides": list(one.overrides)} for one in extensions],
             "data": json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}}
 
 
@@ -197,6 +214,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
             "seq_len": train.seq_len, "steps": train.steps, "tokens": train.steps * train.batch_size * train.seq_len,
             "flops_per_token": counts.training_flops(model, train.seq_len),
             "d_state": layers[0].d_state if layers else None,
+            "positions": model.attention.positions if model.attention else None,
             "kv_heads": model.attention.n_kv_heads if model.attention else None}
 
 

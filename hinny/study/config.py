@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from hinny import counts
 from hinny.config import Recipe, Section, apply_override, find, load_recipe, read_toml, validate
 from hinny.errors import ConfigError
+from hinny.study.longer import ExtendConfig, Extension, ExtensionConfig, extensions, resolved
 
 Positive = Annotated[int, Field(gt=0)]
 Lengths = Annotated[list[Positive], Field(min_length=1)]
@@ -46,11 +47,13 @@ class PrepareConfig(Section):
 class EvalConfig(Section):
     """What every trained model is asked."""
 
-    tasks: Annotated[list[Literal["heldout", "phonebook", "mqar", "copy"]], Field(min_length=1)]
+    tasks: Annotated[list[Literal["heldout", "phonebook", "mqar", "copy", "window-loss", "position-joined"]],
+                     Field(min_length=1)]
     samples: Positive
     """Questions at each length, form or number of pairs."""
     lengths: Lengths
-    """Lengths of the whole prompt of Phonebook and copying, tokens."""
+    """Lengths of the whole prompt of Phonebook and copying, of windows (window-loss), and the longest of sequences
+    (position-joined), tokens."""
     pairs: Lengths
     """Numbers of key-value pairs of multi-query recall (mqar)."""
     windows: Positive
@@ -92,6 +95,9 @@ class StudyConfig(Section):
     """Trainings at a time, one thread each; without it, as many as there are cores."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Keys set in every recipe, for instance train.steps."""
+    extension: ExtensionConfig | None = None
+    extend: list[ExtendConfig] = Field(default_factory=list)
+    """Methods by which trained models are extended to longer sequences; each is asked what its base was asked."""
     prepare: PrepareConfig
     eval: EvalConfig
     bench: BenchConfig | None = None
@@ -104,6 +110,11 @@ class StudyConfig(Section):
                 raise ValueError(f"{key} names the same one twice: {', '.join(map(str, values))}.")
         if any(key in ALWAYS_DIFFER for key in flatten(self.overrides)):
             raise ValueError(f"overrides may not set {' or '.join(ALWAYS_DIFFER)}: the study sets them for each run.")
+        if self.extension is not None and not self.extend:
+            raise ValueError("[extension] has no effect without [[extend]]; remove it, or name a method.")
+        if self.extend and "window-loss" not in self.eval.tasks:
+            raise ValueError('[[extend]] needs the task "window-loss" in eval.tasks, by which what is gained and lost '
+                             "is judged; add it.")
         return self
 
     @property
@@ -147,6 +158,18 @@ def load_recipes(config: StudyConfig) -> dict[str, Recipe]:
     _check_matched(recipes, config.match_tolerance)
     _check_alike(recipes, config.may_differ)
     return recipes
+
+
+def load_extensions(config: StudyConfig, recipes: dict[str, Recipe]) -> list[Extension]:
+    """The study's extensions. Raises ConfigError for one whose recipe is not valid, or is not asked at its lengths."""
+    sources = dict(zip(recipes, config.recipes, strict=True))
+    found = extensions(config.extend, config.extension, recipes, sources)
+    for one in found:
+        resolved(one, config.recipe_overrides)
+        if absent := [length for length in (one.base.train.seq_len, one.length) if length not in config.eval.lengths]:
+            raise ConfigError(f"eval.lengths lacks {absent[0]}: extensions of {one.base.name} are compared at "
+                              f"{one.base.train.seq_len} and {one.length} tokens; add it.")
+    return found
 
 
 def differences(recipes: dict[str, Recipe]) -> dict[str, dict[str, Any]]:

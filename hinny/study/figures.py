@@ -60,7 +60,7 @@ def _point(figure: Figure, axis: str) -> Point:
     return Point(figure.number(axis), figure.value, figure.low, figure.high, figure.shape.get("fits") != "no")
 
 
-def _ticks(series: list[Series]) -> list[float]:
+def ticks(series: list[Series]) -> list[float]:
     """Where a logarithmic axis has labels: powers of two if there are some, a fifth of the axis or more apart."""
     ticks = sorted({p.x for one in series for p in one.points})
     powers = [tick for tick in ticks if math.log2(tick).is_integer()]
@@ -71,7 +71,7 @@ def _ticks(series: list[Series]) -> list[float]:
     return kept
 
 
-def _limits(panels: list[list[Series]], pad: float = 0.05) -> tuple[float, float]:
+def limits(panels: list[list[Series]], pad: float = 0.05) -> tuple[float, float]:
     """One range of y for several panels, so that they can be compared by eye."""
     values = [v for series in panels for one in series for p in one.points for v in (p.low, p.high)]
     room = pad * ((max(values) - min(values)) or 1.0)
@@ -98,7 +98,7 @@ def _learning(table: Table) -> Plot | None:
     parts = [(title, series) for title, series in (("Held-out text", held), ("Training stream", train)) if series]
     if not parts:
         return None
-    panels = [Panel(title, "tokens seen", "loss, nats/token", series, limits=_limits([series]))
+    panels = [Panel(title, "tokens seen", "loss, nats/token", series, limits=limits([series]))
               for title, series in parts]
     figures = table.find("held_out_curve") + table.find("train_loss")
     share = "The training stream includes the synthetic recall sequences, so its level differs from that of the text."
@@ -120,13 +120,13 @@ def _positions(table: Table) -> Plot | None:
     figures = table.find("loss_by_position")
     caption = ("Held-out loss by the number of the document's tokens already read (start of each range), lower is "
                f"better. A falling line means that the model uses longer context. {seeds_note(figures)}")
-    panel = Panel("", "tokens of context", "loss, nats/token", series, log_x=True, ticks=_ticks(series))
+    panel = Panel("", "tokens of context", "loss, nats/token", series, log_x=True, ticks=ticks(series))
     return Plot("positions", "Use of context on text", caption, [panel], figures)
 
 
 def _phonebook(table: Table) -> Plot | None:
     panels = [Panel(title, "prompt, tokens", "numbers exactly right", series, log_x=True, limits=(-0.03, 1.03),
-                    mark=_trained(table), format_y=percent, ticks=_ticks(series))
+                    mark=_trained(table), format_y=percent, ticks=ticks(series))
               for form, title in FORMS.items() if (series := _series(table, "phonebook.exact", "length", form=form))]
     if not panels:
         return None
@@ -148,7 +148,7 @@ def _digits(table: Table) -> Plot | None:
             line = [Point(x, m, m, m) for x, values in means.items() for m in [sum(values) / len(values)]]
             panels.append(Panel(title, "prompt, tokens", "digits right in wrong numbers", [*series, Series(
                 "chance", line, CHANCE, dashed=True)], log_x=True, limits=(-0.03, 1.03), mark=_trained(table),
-                format_y=percent, ticks=_ticks(series)))
+                format_y=percent, ticks=ticks(series)))
     if not panels:
         return None
     caption = ("Fuzzy memory: where the recalled number is wrong, the share of its digits that are right all the same; "
@@ -160,7 +160,7 @@ def _digits(table: Table) -> Plot | None:
 
 def _recall(table: Table) -> Plot | None:
     pairs, copied = _series(table, "mqar.accuracy", "pairs"), _series(table, "copy.accuracy", "length")
-    panels = [Panel(title, x, y, series, log_x=True, limits=(-0.03, 1.03), format_y=percent, ticks=_ticks(series))
+    panels = [Panel(title, x, y, series, log_x=True, limits=(-0.03, 1.03), format_y=percent, ticks=ticks(series))
               for title, x, y, series in (
                   ("Multi-query recall", "key-value pairs", "values right", pairs),
                   ("Copying", "length, tokens", "tokens right", copied)) if series]
@@ -175,8 +175,8 @@ def _recall(table: Table) -> Plot | None:
 
 def _speed(table: Table) -> Plot | None:
     parts = [("Decode", _series(table, "decode", "context")), ("Prefill", _series(table, "prefill", "context"))]
-    panels = [Panel(title, "context, tokens", "tokens/s", series, log_x=True, ticks=_ticks(series),
-                    limits=(0, _limits([series])[1])) for title, series in parts if series]
+    panels = [Panel(title, "context, tokens", "tokens/s", series, log_x=True, ticks=ticks(series),
+                    limits=(0, limits([series])[1])) for title, series in parts if series]
     if not panels:
         return None
     figures = table.find("decode") + table.find("prefill")
@@ -194,7 +194,7 @@ def _memory(table: Table) -> Plot | None:
     caption = ("Memory that one sequence carries: keys and values of attention, states of Mamba layers, counted from "
                "the tensors; lower is better, both axes logarithmic. A level line does not grow with the context.")
     panel = Panel("", "context, tokens", "bytes per sequence", series, log_x=True, log_y=True,
-                  ticks=_ticks(series))
+                  ticks=ticks(series))
     return Plot("memory", "State and cache by context", caption, [panel], table.find("state_bytes"))
 
 
@@ -217,7 +217,7 @@ def _predicted_prompt(table: Table) -> Plot | None:
     series = _series(table, "predicted_sequence", "context")
     panels = [*_by_hardware(table, "predicted_prefill", "Prefill, {}", "prompt, tokens"),
               Panel("State and cache, any hardware", "context, tokens", "bytes per sequence", series, log_x=True,
-                    log_y=True, ticks=_ticks(series))]
+                    log_y=True, ticks=ticks(series))]
     batch, share = (", ".join(sorted({f.shape[key] for f in figures})) for key in ("batch", "mfu"))
     caption = (f"Predicted, not measured: tokens per second while {batch} prompts are read (prefill, higher is "
                f"better), from FLOPs at an assumed share of {share} of each GPU's peak rate, the same for every model, "
@@ -230,9 +230,9 @@ def _by_hardware(table: Table, what: str, title: str, x: str) -> list[Panel]:
     """A panel for each hardware of the figures `what`, all with one range of y."""
     hardware = list(dict.fromkeys(f.shape["hardware"] for f in table.find(what)))
     parts = [(name, _series(table, what, "context", hardware=name)) for name in hardware]
-    limits = _log_limits([series for _, series in parts])
+    bounds = _log_limits([series for _, series in parts])
     return [Panel(title.format(name), x, "tokens/s, all sequences", series, log_x=True, log_y=True,
-                  ticks=_ticks(series), limits=limits) for name, series in parts]
+                  ticks=ticks(series), limits=bounds) for name, series in parts]
 
 
 def _log_limits(panels: list[list[Series]]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,23 @@ import tomli_w
 
 from hinny.config import Recipe, read_toml
 from hinny.errors import ConfigError, RunError
-from hinny.run import write_atomically
-from hinny.study.config import StudyConfig, flatten
+from hinny.run import Run, write_atomically
+from hinny.study.config import StudyConfig, flatten, load_extensions
+from hinny.study.longer import Extension, resolved
 
 GENERATE_FILE, TRAIN_FILE = "generate", "train"
 """Names in RUN/results of what `hinny bench generate` and `hinny bench train` write; an eval's is its task's."""
 
-ACTS_ON = {"--samples": {"phonebook", "mqar", "copy"}, "--lengths": {"phonebook", "copy"}, "--pairs": {"mqar"},
-           "--windows": {"heldout"}}
+LONG = {"window-loss", "position-joined"}
+ACTS_ON = {"--samples": {"phonebook", "mqar", "copy", *LONG}, "--lengths": {"phonebook", "copy", *LONG},
+           "--pairs": {"mqar"}, "--windows": {"heldout"}}
 """Option of `hinny eval` → the tasks on which it acts; given without any of them it is refused."""
 
 PROGRAM = (sys.executable, "-m", "hinny")
 NO_MATTER = ("jobs", "description")
 """Keys that no figure depends on."""
+MAY_GROW = ("seeds", "extend")
+"""Lists to which a later start in the same folder may add: what is there keeps its place and its figures."""
 
 
 @dataclass(frozen=True)
@@ -84,21 +89,34 @@ class Layout:
     def run(self, recipe: str, seed: int) -> Path:
         return self.root / "runs" / f"{recipe}-s{seed}"
 
+    def extended(self, extension: Extension, seed: int) -> Path:
+        return self.root / "runs" / extension.folder(seed)
+
     def recipe(self, name: str) -> Path:
         return self.root / "recipes" / f"{name}.toml"
 
 
 def stages(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout, cores: int) -> list[Stage]:
-    """Everything to run: data, then training and evaluation side by side, then timings one at a time."""
+    """Everything to run: data, then training and evaluation side by side, then extensions, then timings one at a
+    time."""
     jobs = config.jobs or cores
     sources = dict(zip(recipes, config.recipes, strict=True))
-    chains = [[_train(config, sources[name], recipe, seed, layout), _eval(config, recipe, seed, layout)]
-              for seed in config.seeds for name, recipe in recipes.items()]
-    plan = [Stage([[_prepare(config, recipes, layout)]], 1), Stage(chains, jobs)]
-    if config.bench:
-        timings = [job for name in recipes for job in _bench(config, name, layout, cores)]
-        plan.append(Stage([timings], 1))
-    return plan
+    timings = [job for name in recipes for job in _bench(config, name, layout, cores)] if config.bench else []
+    waiting: dict[Path, list[Job]] = defaultdict(list)
+    for job in timings:
+        waiting[layout.run(job.name.split()[-1], config.seeds[0])].append(job)
+    longer = []
+    for seed in config.seeds:
+        for extension in load_extensions(config, recipes):
+            run, recipe = layout.extended(extension, seed), resolved(extension, config.recipe_overrides)
+            longer.append([_extend(config, extension, recipe, seed, layout),
+                           _eval(config, recipe, run, extension.folder(seed), layout)])
+            waiting[layout.run(extension.base.name, seed)].append(longer[-1][-1])
+    bases = [[_train(config, sources[name], recipe, seed, layout, waiting[layout.run(name, seed)]),
+              _eval(config, recipe, layout.run(name, seed), f"{name} s{seed}", layout)]
+             for seed in config.seeds for name, recipe in recipes.items()]
+    plan = [Stage([[_prepare(config, recipes, layout)]], 1), Stage(bases, jobs)]
+    return plan + [Stage(chains, n) for chains, n in ((longer, jobs), ([timings], 1)) if any(chains)]
 
 
 def _prepare(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> Job:
@@ -117,17 +135,35 @@ def _prepare(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) ->
     return Job("prepare", tuple(argv), (layout.data / "data.json").is_file, layout.logs / "prepare.log", always=True)
 
 
-def _train(config: StudyConfig, source: str, recipe: Recipe, seed: int, layout: Layout) -> Job:
+def _train(config: StudyConfig, source: str, recipe: Recipe, seed: int, layout: Layout, waiting: list[Job]) -> Job:
+    """The training of a base; `waiting`: jobs that read its checkpoint."""
     run = layout.run(recipe.name, seed)
     argv = ("train", source, f"train.seed={seed}", *config.recipe_overrides,
             "--data", str(layout.data), "--out", str(run), "--threads", "1")
     name = f"train {recipe.name} s{seed}"
-    return Job(name, argv, lambda: _trained(run, recipe, layout.data), _log(layout, name), run, recipe.train.steps)
+
+    def done() -> bool:
+        spared = all(job.done() for job in waiting) and _asked(config, run)
+        return _trained(run, recipe, layout.data, spared)
+
+    return Job(name, argv, done, _log(layout, name), run, recipe.train.steps)
 
 
-def _trained(run: Path, recipe: Recipe, data: Path) -> bool:
-    """Whether the training is done. RunError if it was done on other data than the folder `data` holds now."""
-    if not checkpoint(run, recipe).is_dir():
+def _extend(config: StudyConfig, extension: Extension, recipe: Recipe, seed: int, layout: Layout) -> Job:
+    run = layout.extended(extension, seed)
+    argv = ("train", extension.source, f"train.seed={seed}", *config.recipe_overrides, *extension.overrides,
+            f"init.from={layout.run(extension.base.name, seed)}",
+            "--data", str(layout.data), "--out", str(run), "--threads", "1")
+    name = f"extend {extension.folder(seed)}"
+    return Job(name, argv, lambda: _trained(run, recipe, layout.data, _asked(config, run)), _log(layout, name), run,
+               recipe.train.steps)
+
+
+def _trained(run: Path, recipe: Recipe, data: Path, spared: bool) -> bool:
+    """Whether the training is done: its last checkpoint is there, or nothing needs it any more (`spared`) and its
+    records go to the last step. RunError if it was done on other data than the folder `data` holds now.
+    """
+    if not checkpoint(run, recipe).is_dir() and not (spared and _recorded(run) == recipe.train.steps):
         return False
     prints = [json.loads(file.read_text())["fingerprint"] for folder in (run, data)
               if (file := folder / "data.json").is_file()]
@@ -137,22 +173,31 @@ def _trained(run: Path, recipe: Recipe, data: Path) -> bool:
     return True
 
 
+def _recorded(run: Path) -> int:
+    """The last step of which the run has a record; 0 without one."""
+    return max((record["step"] for record in Run(run).metrics()), default=0)
+
+
 def checkpoint(run: Path, recipe: Recipe) -> Path:
     """The checkpoint of the last step; checkpoints are whole or absent, so it tells a finished training."""
     return run / "checkpoints" / f"step-{recipe.train.steps:08d}"
 
 
-def _eval(config: StudyConfig, recipe: Recipe, seed: int, layout: Layout) -> Job:
-    run = layout.run(recipe.name, seed)
+def _eval(config: StudyConfig, recipe: Recipe, run: Path, subject: str, layout: Layout) -> Job:
     options = {"--samples": str(config.eval.samples), "--lengths": _commas(config.eval.lengths),
                "--pairs": _commas(config.eval.pairs), "--windows": str(config.eval.windows)}
     acting = {name: value for name, value in options.items() if ACTS_ON[name] & set(config.eval.tasks)}
     argv = ["eval", str(run), *config.eval.tasks, *(word for option in acting.items() for word in option),
             "--threads", "1"]
-    files = [run / "results" / f"{task}.json" for task in config.eval.tasks]
-    name = f"eval {recipe.name} s{seed}"
-    return Job(name, tuple(argv), lambda: newer(files, checkpoint(run, recipe)) and _asked(config, run),
-               _log(layout, name))
+    name, last = f"eval {subject}", checkpoint(run, recipe)
+
+    def done() -> bool:
+        made = last if last.exists() else run / "metrics.jsonl"
+        finished = last.exists() or _recorded(run) == recipe.train.steps
+        return finished and newer([run / "results" / f"{task}.json" for task in config.eval.tasks], made) \
+            and _asked(config, run)
+
+    return Job(name, tuple(argv), done, _log(layout, name))
 
 
 def _asked(config: StudyConfig, run: Path) -> bool:
@@ -210,7 +255,7 @@ def _claim(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> N
     wanted = {layout.resolved: _plain(config.model_dump() | {"recipes": list(recipes)})}
     wanted |= {layout.recipe(name): _plain(recipe.model_dump()) for name, recipe in recipes.items()}
     for path, table in wanted.items():
-        if path.is_file() and (changed := _changes(read_toml(path), table)):
+        if path.is_file() and (changed := _changes(_grown(read_toml(path), table), table)):
             raise ConfigError(f"{path} is of an earlier start and differs: {'; '.join(changed)}. "
                               "Its runs cannot be reused: choose another folder with --out, or undo the change.")
     if strangers := [p.stem for p in layout.recipe("x").parent.glob("*.toml") if p.stem not in recipes]:
@@ -218,6 +263,15 @@ def _claim(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> N
                           "choose another folder with --out.")
     for path, table in wanted.items():
         write_atomically(path, tomli_w.dumps(table))
+
+
+def _grown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`old` with the lists of `new` where those only have more in them."""
+    more = {key: new[key] for key in MAY_GROW
+            if key in new and all(item in new[key] for item in old.get(key, []))}
+    if "extend" in more and not old.get("extend"):
+        more |= {key: new[key] for key in ("extension",) if key in new}
+    return {**old, **more}
 
 
 def _plain(table: dict[str, Any]) -> dict[str, Any]:

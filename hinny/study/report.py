@@ -18,6 +18,7 @@ from hinny.study.claims import judge
 from hinny.study.collect import Figure, Table, collect, read_table
 from hinny.study.draw import PALETTE, draw, inline, standalone
 from hinny.study.figures import colour, plots
+from hinny.study.longer_figures import changes, extended_plots
 from hinny.study.plan import Layout
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 from hinny.study.summary import answer, columns
@@ -27,6 +28,7 @@ DARK = ("#62b5f5", "#e59bc8", "#ff9a52", "#3fcf9f", "#b3a4e6", "#d6c04a", "#8cc3
 """The palette of draw, on a dark page."""
 MANY = 150
 """Figures of a plot beyond which the page names results/study.json in place of printing them."""
+CHANGES = ("extended.gained", "extended.lost", "extended.long_recall", "extended.short_recall")
 MARKS = {SEEN: "✓", NOT_SEEN: "✗", UNCLEAR: "?"}
 
 
@@ -58,14 +60,15 @@ def _content(table: Table) -> dict[str, Any]:
     # what the study tests comes first, each part in the order of the numbers
     judged, lines = sorted(judge(table), key=lambda one: one.claim.rule is None), columns(table)
     recipes = table.about["recipes"]
-    shown = plots(table)
+    shown, changed = [*extended_plots(table), *plots(table)], changes(table)
     return {
         "about": table.about, "answer": answer(table, judged), "lines": lines, "plots": shown, "claims": judged,
         "labels": {name: table.label(name) for name in [*recipes, *table.about["predicted"]]},
         "colours": {name: colour(table, name) for name in [*recipes, *table.about["predicted"]]},
-        "title": title(table), "marks": MARKS, "verdicts": (SEEN, NOT_SEEN, UNCLEAR),
+        "title": title(table), "changes": changed, "marks": MARKS, "verdicts": (SEEN, NOT_SEEN, UNCLEAR),
         "spread": spread_note(table), "data_facts": data_facts(table.about["data"]),
         "provenance": {plot.id: provenance(plot.figures) for plot in shown} | {
+            "changes": provenance(f for what in CHANGES for f in table.find(what)),
             "short": provenance(figure for line in lines for figure in line.figures),
             "claims": provenance(figure for what in dict.fromkeys(w for j in judged for w in j.verdict.read)
                                  for figure in table.find(what))},

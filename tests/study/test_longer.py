@@ -1,0 +1,255 @@
+"""Extensions in a study: which command lines they are, what is refused, and how their figures decide claims."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hinny.config import load_recipe
+from hinny.errors import ConfigError
+from hinny.run import Run, row
+from hinny.study import longer_rules
+from hinny.study.collect import Figure, Table, describe
+from hinny.study.config import load_extensions, load_recipes, load_study
+from hinny.study.gains import extended_rows
+from hinny.study.longer import Extension
+from hinny.study.plan import Layout, claim_folder, stages
+from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
+
+STUDY = """
+description = "Two models, extended."
+recipes = ["tiny-transformer", "tiny-hybrid"]
+seeds = [1, 2]
+match_tolerance = 0.02
+[overrides.train]
+seq_len = 64
+[prepare]
+[eval]
+tasks = ["heldout", "phonebook", "window-loss"]
+samples = 4
+lengths = [64, 128, 256]
+pairs = [4]
+windows = 8
+[extension]
+steps = 10
+warmup_share = 0.5
+[[extend]]
+name = "plain"
+recipes = ["tiny-transformer", "tiny-hybrid"]
+factors = [2, 4]
+[[extend]]
+name = "drope"
+recipes = ["tiny-transformer"]
+factors = [4]
+[extend.overrides]
+"model.attention.positions" = "none"
+"model.attention.rope_base" = "null"
+"model.attention.rope_fraction" = "null"
+"optim.lr" = 1e-3
+"model.mlp.d_ff" = 688
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (study := tmp_path / "longer.toml").write_text(STUDY)
+    return study
+
+
+def plan_of(file: Path, root: Path, *overrides: str) -> Any:
+    config = load_study(file, overrides)
+    return stages(config, load_recipes(config), Layout(root), cores=2)
+
+
+def test_extensions_are_trainings_that_begin_with_the_runs_of_their_seed(file: Path, tmp_path: Path) -> None:
+    _, bases, longer = plan_of(file, tmp_path)
+    assert len(bases.chains) == 4
+    assert [chain[0].name for chain in longer.chains] == [
+        f"extend {name}" for seed in (1, 2) for name in (
+            f"tiny-transformer-s{seed}-plain-2x", f"tiny-transformer-s{seed}-plain-4x",
+            f"tiny-hybrid-s{seed}-plain-2x", f"tiny-hybrid-s{seed}-plain-4x", f"tiny-transformer-s{seed}-drope-4x")]
+    assert "optim.lr=0.0003" in longer.chains[0][0].argv
+    extend, evaluate = longer.chains[4]
+    run = tmp_path / "runs" / "tiny-transformer-s1-drope-4x"
+    assert extend.argv == (
+        "train", "tiny-transformer", "train.seed=1", "train.seq_len=64", "train.seq_len=256", "train.batch_size=1",
+        "train.micro_batch_size=1", "train.steps=10", "train.save_every=10", "optim.lr=0.001",
+        "optim.min_lr=3e-05", "optim.warmup_samples=5", "model.attention.positions=none",
+        "model.attention.rope_base=null", "model.attention.rope_fraction=null",
+        "model.mlp.d_ff=688", f"init.from={tmp_path / 'runs' / 'tiny-transformer-s1'}",
+        "--data", str(tmp_path / "data"), "--out", str(run), "--threads", "1")
+    assert evaluate.argv[:3] == ("eval", str(run), "heldout")
+    recipe = load_recipe("tiny-transformer", extend.argv[2:-7])
+    assert recipe.model.attention is not None
+    assert recipe.model.attention.positions == "none"
+    assert (recipe.train.seq_len, recipe.train.batch_size, recipe.optim.lr) == (256, 1, 1e-3)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    (["extend=[{name='a',recipes=['tiny-mamba'],factors=[2]}]"], "extend 'a' names the recipe 'tiny-mamba'"),
+    (["extend=[{name='a',recipes=['tiny-hybrid'],factors=[3]}]"], "batches of 4 sequences, which 3 does not divide"),
+    (["extend=[{name='a',recipes=['tiny-hybrid'],factors=[8]}]"], "batches of 4 sequences, which 8 does not divide"),
+    (["eval.lengths=[64,128]"], "eval.lengths lacks 256"),
+    (["eval.tasks=['heldout']"], 'needs the task "window-loss"'),
+    (["extend=[]"], r"\[extension\] has no effect without \[\[extend\]\]"),
+    (["extend=[{name='a',recipes=['tiny-hybrid'],factors=[2],overrides={'train.seq_len'=9}}]"],
+     "overrides may not set train.seq_len"),
+    (["extend=[{name='a',recipes=['tiny-hybrid'],factors=[2],overrides={'train.sqe_len'=9}}]"],
+     "unknown key train.sqe_len"),
+    (["extend=[{name='a',recipes=['tiny-hybrid','tiny-hybrid'],factors=[2]}]"], "two extensions would write"),
+])
+def test_extensions_that_cannot_be_made_are_refused_before_anything_runs(
+        file: Path, tmp_path: Path, changes: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(file, tmp_path, *changes)
+
+
+def test_extensions_need_to_be_told_how_long_they_train(file: Path, tmp_path: Path) -> None:
+    file.write_text(STUDY.replace("[extension]\nsteps = 10\nwarmup_share = 0.5\n", ""))
+    with pytest.raises(ConfigError, match=r"has \[\[extend\]\] and no section \[extension\]"):
+        plan_of(file, tmp_path)
+
+
+def test_a_folder_may_gain_seeds_and_methods_and_nothing_else(file: Path, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "study")
+    claim = lambda *changes: claim_folder(  # noqa: E731
+        config := load_study(file, changes), load_recipes(config), layout)
+    claim("seeds=[1]")
+    claim("seeds=[1,2]")
+    text = file.read_text()
+    file.write_text(text + '[[extend]]\nname = "more"\nrecipes = ["tiny-hybrid"]\nfactors = [2]\n')
+    claim()
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="differs: extend was"):
+        claim()
+    file.write_text(text + '[[extend]]\nname = "more"\nrecipes = ["tiny-hybrid"]\nfactors = [2]\n')
+    with pytest.raises(ConfigError, match=r"seeds was \[1, 2\] and is now \[2\]"):
+        claim("seeds=[2]")
+    with pytest.raises(ConfigError, match=r"extension.steps was 10 and is now 11"):
+        claim("extension.steps=11")
+
+
+def finish(job: Any, config: Any, steps: int, checkpoint: bool) -> None:
+    """What a training and its evaluation leave."""
+    run = Run(job.run)
+    run.path.mkdir(parents=True)
+    run.log({"step": steps, "loss": 1.0})
+    for task in config.eval.tasks:
+        run.save_rows(task, [])
+        (run.path / "evals").mkdir(exist_ok=True)
+        (run.path / "evals" / f"{task}.json").write_text(json.dumps({"key": {"samples": 4}}))
+    if checkpoint:
+        (run.checkpoints / f"step-{steps:08d}").mkdir(parents=True)
+
+
+def test_a_base_without_its_checkpoint_is_done_when_no_extension_needs_it(file: Path, tmp_path: Path) -> None:
+    config = load_study(file)
+    _, bases, longer = plan_of(file, tmp_path)
+    base = bases.chains[0][0]
+    finish(base, config, 400, checkpoint=True)
+    assert base.done()
+    shutil.rmtree(base.run / "checkpoints")
+    assert not base.done()
+    mine = [chain for chain in longer.chains if "tiny-transformer-s1" in chain[0].name]
+    for chain in mine:
+        finish(chain[0], config, 10, checkpoint=False)
+        assert chain[0].done()
+        assert chain[1].done()
+    assert base.done()
+    # records that end early are of a training that did not
+    (mine[0][0].run / "metrics.jsonl").write_text('{"step": 9, "loss": 1.0}\n')
+    assert not mine[0][0].done()
+    assert not base.done()
+
+
+def extension() -> Extension:
+    return Extension(load_recipe("tiny-hybrid"), "tiny-hybrid", "plain", 2, ())
+
+
+def test_gains_and_losses_are_differences_to_the_base_of_the_seed() -> None:
+    def rows(short: float, long: float, book: float, copy: float) -> list[dict[str, Any]]:
+        made = [row("window_loss", "h", value, "nats/token", shape=f"length={length} sequences=2")
+                for length, value in ((256, short), (512, long))]
+        made += [row("phonebook.exact", "h", value, "share", shape=f"form={form} length={length}")
+                 for length, value in ((128, 1.0), (512, book)) for form in ("standard", "reversed")]
+        return [*made, row("copy.accuracy", "h", copy, "share", shape="length=512"),
+                row("mqar.accuracy", "h", 0.5, "share", shape="pairs=4 length=12")]
+
+    found = {r["what"]: r for r in extended_rows(extension(), rows(3.0, 5.0, 0.0, 0.0), rows(3.125, 2.5, 0.75, 0.25))}
+    assert found["extended.gained"]["value"] == 0.5
+    assert found["extended.lost"]["value"] == 0.125
+    assert found["extended.long_recall"]["value"] == 0.5
+    assert found["extended.short_recall"]["value"] == 0.0
+    assert found["extended.window_loss"]["shape"] == "length=512 sequences=2 method=plain factor=2"
+
+
+def table(*figures: Figure) -> Table:
+    recipes = {name: describe(load_recipe(name)) for name in ("30m-transformer", "30m-hybrid", "30m-hybrid-rope")}
+    extensions = [{"recipe": name, "method": method, "factor": 4, "length": 4096}
+                  for name, method in (("30m-transformer", "plain"), ("30m-transformer", "yarn"),
+                                       ("30m-hybrid", "plain"), ("30m-hybrid-rope", "plain"))]
+    return Table(list(figures), {"recipes": recipes, "predicted": {}, "extensions": extensions})
+
+
+def figure(what: str, variant: str, low: float, high: float, seeds: int = 2, **shape: object) -> Figure:
+    told = {"method": "plain", "factor": 4, **shape}
+    return Figure(f"extended.{what}", variant, {key: str(value) for key, value in told.items()}, (low + high) / 2, low,
+                  high, "", seeds, "hinny eval", "c", "m")
+
+
+def losses(variant: str, low: float, high: float, **more: Any) -> Figure:
+    return figure("window_loss", variant, low, high, length=4096, **more)
+
+
+@pytest.mark.parametrize(("theirs", "seeds", "verdict"), [
+    ((3.02, 3.03), 2, SEEN), ((3.005, 3.03), 2, UNCLEAR), ((2.99, 3.005), 2, NOT_SEEN), ((3.02, 3.03), 1, UNCLEAR)])
+def test_rope_hurts_the_hybrid_only_if_every_pair_of_seeds_says_so(theirs: Any, seeds: int, verdict: str) -> None:
+    found = longer_rules.rope_hurts_extension(table(losses("30m-hybrid", 3.0, 3.005, seeds=seeds),
+                                                    losses("30m-hybrid-rope", *theirs, seeds=seeds)))
+    assert found.verdict == verdict, found
+    assert "at 4x, 4,096 tokens: 3.00" in found.sentence
+
+
+@pytest.mark.parametrize(("gained", "lost", "seeds", "verdict"), [
+    ((0.1, 0.2), (-0.01, 0.01), 2, SEEN), ((0.1, 0.2), (-0.01, 0.03), 2, UNCLEAR), ((0.1, 0.2), (0.03, 0.04), 2,
+                                                                                  NOT_SEEN),
+    ((-0.1, 0.0), (0.0, 0.0), 2, NOT_SEEN), ((0.1, 0.2), (0.0, 0.0), 1, UNCLEAR)])
+def test_a_short_training_extends_if_it_gains_and_does_not_lose(gained: Any, lost: Any, seeds: int,
+                                                                verdict: str) -> None:
+    found = longer_rules.short_training_extends(table(
+        losses("30m-hybrid", 3.0, 3.0), figure("gained", "30m-hybrid", *gained, seeds=seeds),
+        figure("lost", "30m-hybrid", *lost, seeds=seeds)))
+    assert found.verdict == verdict, found
+
+
+@pytest.mark.parametrize(("inside", "beyond", "seeds", "verdict"), [
+    ((0.95, 1.0), (0.9, 1.0), 2, SEEN), ((0.95, 1.0), (0.2, 0.8), 2, NOT_SEEN), ((0.5, 0.6), (0.2, 0.3), 2, UNCLEAR),
+    ((0.95, 1.0), (0.2, 0.95), 2, UNCLEAR), ((1.0, 1.0), (1.0, 1.0), 1, UNCLEAR)])
+def test_recall_past_the_extension(inside: Any, beyond: Any, seeds: int, verdict: str) -> None:
+    book = [figure("phonebook.exact", "30m-hybrid", *share, seeds=seeds, length=length, form="standard")
+            for length, share in ((4096, inside), (8192, beyond), (16384, (0.0, 0.0)))]
+    assert longer_rules.recall_past_the_extension(table(losses("30m-hybrid", 3.0, 3.0), *book)).verdict == verdict
+
+
+@pytest.mark.parametrize(("ours", "theirs", "seeds", "verdict"), [
+    ((0.6, 0.7), (0.5, 0.62), 2, SEEN), ((0.4, 0.45), (0.5, 0.6), 2, NOT_SEEN), ((0.4, 0.6), (0.5, 0.6), 2, UNCLEAR),
+    ((0.6, 0.7), (0.5, 0.6), 1, UNCLEAR), ((0.0, 0.0), (0.0, 0.0), 2, UNCLEAR)])
+def test_the_hybrid_is_compared_with_the_transformers_best_method(ours: Any, theirs: Any, seeds: int,
+                                                                  verdict: str) -> None:
+    found = longer_rules.hybrid_keeps_up(table(
+        losses("30m-hybrid", 3.0, 3.0), figure("long_recall", "30m-hybrid", *ours, seeds=seeds),
+        figure("long_recall", "30m-transformer", 0.0, 0.1), figure("long_recall", "30m-transformer", *theirs,
+                                                                   seeds=seeds, method="yarn")))
+    assert found.verdict == verdict, found
+    assert "yarn" in found.sentence or max(theirs) <= 0.1
+
+
+def test_the_shipped_study_extends_every_family_that_it_trains() -> None:
+    config = load_study("long-context")
+    assert {name for method in config.extend for name in method.recipes} == set(config.recipes)
+    assert {factor for method in config.extend for factor in method.factors} == {4, 8}
+    assert load_extensions(config, load_recipes(config))
