@@ -11,7 +11,9 @@ FLOPs are those of the definition, per token: a product of m x k by k x n counts
     one token     of decoding: attention 4 h p context; Mamba-2 5 h p n; Mamba-1 7 d_inner n
 
 Norms, activations, gates, residuals and the embedding's look-up are left out: below 1 % at the sizes of the paper.
-Training counts three times the forward pass. What it keeps in memory is in hinny.memory.
+Training counts three times the forward pass. What [parallel]'s recompute adds is counted apart (`recomputed_flops`);
+what a kernel makes again inside its own backward pass, as attention's its scores, is in neither. What training keeps in
+memory is in hinny.memory.
 
 Letters: d model, h heads, p head_dim, g groups, n state, w convolution width, l in a chunk.
 """
@@ -22,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hinny import pattern
-from hinny.config import ModelConfig
+from hinny.config import ModelConfig, ParallelConfig
 from hinny.errors import ConfigError
 
 
@@ -33,6 +35,8 @@ class LayerCounts:
     parameters: int
     products: int
     """Multiply-adds of a token with the weights of matrices and convolution."""
+    last: int
+    """Of these the ones with the last matrix."""
     mixing: Callable[[int], int]
     """Sequence length → FLOPs per token that mix tokens, on average over the sequence."""
     step: Callable[[int], int]
@@ -84,8 +88,8 @@ def _mamba2(model: ModelConfig) -> LayerCounts:
     def mixing(length: int) -> int:
         return (groups + d_inner) * min(c.chunk_len, length) + 4 * d_inner * c.d_state
 
-    return LayerCounts(parameters=weights + channels + 3 * heads + d_inner, products=weights, mixing=mixing,
-                       step=lambda context: 5 * d_inner * c.d_state,
+    return LayerCounts(parameters=weights + channels + 3 * heads + d_inner, products=weights, last=d_inner * d,
+                       mixing=mixing, step=lambda context: 5 * d_inner * c.d_state,
                        state=d_inner * c.d_state + channels * (c.d_conv - 1), conv=channels * (c.d_conv - 1), kv=0)
 
 
@@ -98,7 +102,7 @@ def _mamba1(model: ModelConfig) -> LayerCounts:
     scan = 7 * d_inner * c.d_state
 
     # besides the products: bias of the convolution, dt_bias, D, A_log
-    return LayerCounts(parameters=weights + 3 * d_inner + d_inner * c.d_state, products=weights,
+    return LayerCounts(parameters=weights + 3 * d_inner + d_inner * c.d_state, products=weights, last=d_inner * d,
                        mixing=lambda length: scan, step=lambda context: scan,
                        state=d_inner * c.d_state + d_inner * (c.d_conv - 1), conv=d_inner * (c.d_conv - 1), kv=0)
 
@@ -108,7 +112,7 @@ def _attention(model: ModelConfig) -> LayerCounts:
     assert c is not None
     q, kv = c.n_heads * c.head_dim, 2 * c.n_kv_heads * c.head_dim
     weights = d * q + d * kv + q * d
-    return LayerCounts(parameters=weights, products=weights, mixing=lambda length: 2 * q * length,
+    return LayerCounts(parameters=weights, products=weights, last=q * d, mixing=lambda length: 2 * q * length,
                        step=lambda context: 4 * q * context, state=0, conv=0, kv=kv)
 
 
@@ -117,8 +121,8 @@ def _mlp(model: ModelConfig) -> LayerCounts:
     assert c is not None
     matrices = 3 if c.activation == "swiglu" else 2
     weights = matrices * d * c.d_ff
-    return LayerCounts(parameters=weights, products=weights, mixing=_zero, step=_zero, state=0, conv=0,
-                       kv=0)
+    return LayerCounts(parameters=weights, products=weights, last=d * c.d_ff, mixing=_zero, step=_zero, state=0,
+                       conv=0, kv=0)
 
 
 LAYER_COUNTS: dict[str, Callable[[ModelConfig], LayerCounts]] = {
@@ -155,8 +159,25 @@ def forward_flops(model: ModelConfig, length: int) -> int:
 
 
 def training_flops(model: ModelConfig, length: int) -> int:
-    """FLOPs per trained token: forward, and twice that backward."""
+    """FLOPs per trained token: forward, and twice that backward. Nothing that is computed again."""
     return 3 * forward_flops(model, length)
+
+
+def recomputed_flops(model: ModelConfig, length: int, parallel: ParallelConfig) -> int:
+    """FLOPs per trained token that `parallel.recompute` adds to `training_flops`.
+
+    A block that runs again does so but for its last product, which a compiled one makes too. "selective" adds none that
+    are counted here: norms, gates and activations (hinny.parallel.recompute).
+    """
+    if parallel.recompute in (None, "selective"):
+        return 0
+    kinds = model.pattern if parallel.recompute == "full" else parallel.recompute
+    found = 0
+    for symbol, number in layer_counts(model).items():
+        if symbol in kinds:
+            one = layer(model, symbol)
+            found += number * (2 * (one.products - one.last * (not parallel.compile)) + one.mixing(_positive(length)))
+    return found
 
 
 def decode_flops(model: ModelConfig, context: int) -> int:

@@ -6,7 +6,9 @@ keys and values (c bytes for each of L tokens) and its state, S bytes read and w
 embedding's B rows, the new token's keys, as many as each of the L tokens has, and what layers hand to each other, which
 caches hold. That is our arithmetic for the paper's prediction of "up to 8x faster", whose own formula is not known. Its
 time is the larger of T over the bandwidth and the FLOPs over the peak rate. Prefill and training run at an assumed
-share of the peak (`mfu`).
+share of the peak (`mfu`): of training, the share at which all runs that is executed. The MFU that a training reports
+counts the model's FLOPs alone, so where it computes again what it has not kept, it is lower than that share, by as much
+as the model's FLOPs are fewer than the executed ones.
 
 No program reaches the data sheet. Where a kind of device was timed (`CALIBRATED`), two constants fitted to decoding
 stand for what it reaches: the share a of the bandwidth, and the seconds b that a layer of one sequence costs beside its
@@ -167,10 +169,12 @@ def prefill(model: ModelConfig, hardware: Hardware, *, batch: int, context: int,
             "seconds": seconds, "tokens_per_s": batch * context / seconds, "limit": limit, **memory}
 
 
-def training_speed(model: ModelConfig, hardware: Hardware, *, seq_len: int, mfu: float) -> float:
-    """Tokens/s of one device that trains at share `mfu` of its peak rate."""
+def training_speed(model: ModelConfig, hardware: Hardware, *, seq_len: int, mfu: float, recomputed: int = 0) -> float:
+    """Tokens/s of one device that executes at share `mfu` of its peak rate: the model's FLOPs, and for each token the
+    `recomputed` ones (counts.recomputed_flops). What processes send each other is left out.
+    """
     _check_share(mfu)
-    return mfu * hardware.flops / counts.training_flops(model, seq_len)
+    return mfu * hardware.flops / (counts.training_flops(model, seq_len) + recomputed)
 
 
 def inference_memory(model: ModelConfig, hardware: Hardware, *, batch: int, context: int, dtype_bytes: int = 2,

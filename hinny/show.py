@@ -24,7 +24,8 @@ CONTEXTS = (4096, 16384, 32768, 131072)
 PAGE = 64
 """Tokens of a page of keys, as an engine has them unless it is told otherwise."""
 MFU = 0.3
-"""Share of the peak FLOP/s assumed for prefill and training: the paper's 8B runs on H100 had 0.299 and 0.307."""
+"""Share of the peak FLOP/s assumed for prefill and training: the paper's 8B runs on H100 had 0.299 and 0.307. In
+training it is of all that is executed, what is computed again included; an MFU counts the model's FLOPs alone."""
 
 COLOURS = {"M": "cyan", "1": "blue", "*": "bold magenta", "-": "bright_black"}
 
@@ -35,8 +36,10 @@ def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts
 
     Sizes are exact; FLOPs are counted as hinny.counts documents; `memory` is arithmetic for `devices` of the named
     `hardware`, as many as [parallel] says if None (hinny.memory), `predictions` for parallel.tensor of them
-    (hinny.predict), and both say where the model does not fit. Raises ConfigError for hardware that is not known, sizes
-    that are not positive, and devices that are not the product of [parallel]'s sizes.
+    (hinny.predict), and both say where the model does not fit. `mfu` is the share of the peak FLOP/s at which prefill
+    and training run: of training's model FLOPs and `recomputed_flops_per_token` together, so that `training_mfu`, of
+    model FLOPs alone, is lower where there are such. Raises ConfigError for hardware that is not known, sizes that are
+    not positive, a share that is not above 0 and at most 1, and devices that are not the product of [parallel]'s sizes.
     """
     model, device = recipe.model, predict.find_hardware(hardware)
     count, length = counts.parameters(model), recipe.train.pass_len
@@ -56,6 +59,7 @@ def show(recipe: Recipe, *, hardware: str = "H100", batch: int = BATCH, contexts
         "flops_per_token": counts.training_flops(model, length),
         "flops_per_token_forward": counts.forward_flops(model, length),
         "flops_per_token_training": counts.training_flops(model, length),
+        "recomputed_flops_per_token": counts.recomputed_flops(model, length, recipe.parallel),
         "training_tokens": recipe.train.steps * recipe.train.batch_size * recipe.train.seq_len,
         "state_bytes": counts.state_bytes(model),
         "kv_bytes_per_token": counts.kv_bytes_per_token(model),
@@ -79,8 +83,10 @@ def _allocation(model: ModelConfig) -> list[str]:
 
 def _predictions(recipe: Recipe, device: predict.Hardware, batch: int, contexts: list[int],
                  mfu: float) -> dict[str, Any]:
-    model, tensor = recipe.model, recipe.parallel.tensor
+    model, tensor, length = recipe.model, recipe.parallel.tensor, recipe.train.pass_len
     calibration = predict.constants_of(device, tensor)
+    speed = predict.training_speed(model, device, seq_len=length, mfu=mfu,
+                                   recomputed=counts.recomputed_flops(model, length, recipe.parallel))
     return {
         "assumptions": {"hardware": device.name, "tensor": tensor, "source": "vendor's public data sheet",
                         "flops_bf16": device.flops, "bandwidth": device.bandwidth, "memory": device.memory,
@@ -92,8 +98,8 @@ def _predictions(recipe: Recipe, device: predict.Hardware, batch: int, contexts:
                                   calibration=calibration) for context in contexts],
         "prefill": [predict.prefill(model, device, batch=1, context=context, mfu=mfu, tensor=tensor)
                     for context in contexts],
-        "training_tokens_per_s_per_device": predict.training_speed(model, device, seq_len=recipe.train.pass_len,
-                                                                   mfu=mfu),
+        "training_tokens_per_s_per_device": speed,
+        "training_mfu": speed * counts.training_flops(model, length) / device.flops,
     }
 
 
@@ -168,6 +174,7 @@ def _sizes(figures: dict[str, Any]) -> list[tuple[str, str]]:
         *((f"  {part}", f"{number:,}") for part, number in figures["parameters_by_part"].items() if number),
         ("FLOPs a token, training", f"{quantity(figures['flops_per_token_training'])}FLOP at length "
                                     f"{figures['flops_length']:,}"),
+        *([("  computed again", f"{quantity(again)}FLOP")] if (again := figures["recomputed_flops_per_token"]) else []),
         ("FLOPs a token, forward", f"{quantity(figures['flops_per_token_forward'])}FLOP"),
         ("training tokens", f"{figures['training_tokens']:,}"),
         ("state of a sequence", _bytes(figures["state_bytes"], "fp32")),
@@ -201,11 +208,13 @@ def _prediction_table(predictions: dict[str, Any]) -> Table:
 
 def _note(figures: dict[str, Any]) -> str:
     given = figures["predictions"]["assumptions"]
-    speed = figures["predictions"]["training_tokens_per_s_per_device"]
+    speed, mfu = (figures["predictions"][key] for key in ("training_tokens_per_s_per_device", "training_mfu"))
+    again = f", an MFU of {mfu:.1%} without what is computed again" if figures["recomputed_flops_per_token"] else ""
     return (f"Arithmetic, not measured: {quantity(given['flops_bf16'])}FLOP/s, {quantity(given['bandwidth'])}B/s, "
             f"{quantity(given['memory'])}B by the {given['source']}, {given['usable_memory']:.0%} of it usable. "
             f"A decode step reads weights, keys and values once and moves the states twice{_reached(given)}. Prefill "
-            f"and training run at {given['mfu']:.0%} of the peak: training {speed:,.0f} tokens/s a device.")
+            f"and training run at {100 * given['mfu']:.4g}% of the peak: training {speed:,.0f} tokens/s a "
+            f"device{again}.")
 
 
 def _reached(given: dict[str, Any]) -> str:

@@ -36,6 +36,21 @@ def test_show_prints_exact_figures_as_json(run) -> None:
     assert json.loads(out)["parameters"] == 8_654_517_248
 
 
+def test_show_predicts_at_the_share_of_the_peak_asked_for(run) -> None:
+    found = [json.loads(run("show", "8b-hybrid", "--json", *share)[1])["predictions"]
+             for share in ((), ("--mfu", "0.3"), ("--mfu", "0.45"))]
+    assert found[0] == found[1]
+    assert found[2]["assumptions"]["mfu"] == found[2]["prefill"][0]["mfu"] == 0.45
+    assert found[2]["training_tokens_per_s_per_device"] == pytest.approx(
+        1.5 * found[0]["training_tokens_per_s_per_device"])
+
+
+def test_a_recipe_in_a_folder_is_shown_by_its_name(run) -> None:
+    code, out, _ = run("show", "long/8b-hybrid-128k", "--json")
+    assert code == 0
+    assert (json.loads(out)["name"], json.loads(out)["flops_length"]) == ("8b-hybrid-128k", 131_072)
+
+
 def test_show_pattern_allocates(run) -> None:
     code, out, _ = run("show", "--pattern", "--layers", 12, "--attention-ratio", 0.08, "--mlp-ratio", 0.5)
     assert code == 0
@@ -94,6 +109,11 @@ def test_a_run_goes_out_and_comes_back(run, trained_run: Run, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("show", "8b-hybird"), "Did you mean 8b-hybrid?"),
+    (("show", "long/8b-hybird-16k"), "Did you mean long/8b-hybrid-16k?"),
+    (("show", "8b-hybrid-128k"), "Did you mean long/8b-hybrid-128k?"),
+    (("show", "abacus"), "8b-transformer-1100b, long/8b-hybrid-128k, long/8b-hybrid-16k"),
+    (("show", "tiny-hybrid", "--mfu", "0"), "mfu is 0.0; it is a share of the hardware's peak rate"),
+    (("show", "tiny-hybrid", "--mfu", "45"), "above 0 and at most 1"),
     (("show", "tiny-hybrid", "model.d_modle=4"), "Did you mean model.d_model?"),
     (("show", "tiny-hybrid", "model.attention.n_kv_heads=5"), "must divide"),
     (("train", "tiny-hybrid"), "--data"),
@@ -123,6 +143,7 @@ def test_a_mistake_gets_one_message(run, arguments: tuple[str, ...], message: st
 @pytest.mark.parametrize("arguments", [
     ("show",), ("show", "tiny-hybrid", "--layers", "4"), ("show", "--pattern"), ("eval", "x"),
     ("show", "--pattern", "--layers", "4", "--hardware", "H100"),
+    ("show", "--pattern", "--layers", "4", "--mfu", "0.4"), ("show", "tiny-hybrid", "--mfu", "half"),
     ("bench", "train"), ("bench", "train", "--recipe", "tiny-hybrid", "--contexts", "4"), ("bench", "generate"),
     ("bench", "kernels", "--threads", "2"), ("bench", "generate", "--run", "x", "--only", "ssd.*"),
     ("convert",), ("convert", "x", "y", "--piqa", "z"), ("convert", "x", "--verify", "y", "--to", "llama"),

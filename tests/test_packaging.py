@@ -39,9 +39,10 @@ def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> No
     where = run(python, "-c", "import hinny; print(hinny.__file__)").strip()
     assert where.startswith(str(environment))
     command = environment / "bin" / "hinny"
-    assert json.loads(run(command, "show", "8b-hybrid", "--json"))["parameters"] == 8_654_517_248
+    for recipe in ("8b-hybrid", "long/8b-hybrid-128k"):
+        assert json.loads(run(command, "show", recipe, "--json"))["parameters"] == 8_654_517_248
     studies = run(python, "-c", "from hinny.config import shipped_names as s; print(*s('studies'), *s('recipes'))")
-    assert {"quick", "tiny-mamba", "8b-transformer"} <= set(studies.split())
+    assert {"quick", "tiny-mamba", "8b-transformer", "long/8b-transformer-32k"} <= set(studies.split())
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:

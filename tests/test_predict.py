@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hinny import counts, predict
-from hinny.config import ModelConfig, load_recipe
+from hinny.config import ModelConfig, ParallelConfig, load_recipe
 from hinny.errors import ConfigError
 from hinny.predict import HARDWARE
 
@@ -79,6 +79,26 @@ def test_prefill_and_training_run_at_the_assumed_share_of_the_peak() -> None:
     speeds = [predict.training_speed(model, H100, seq_len=4096, mfu=mfu)
               for model, mfu in ((TRANSFORMER, 0.307), (HYBRID, 0.299))]
     assert speeds == pytest.approx([6306, 6354], rel=0.01)
+
+
+def test_what_is_computed_again_takes_its_share_of_the_time() -> None:
+    plain = predict.training_speed(HYBRID, H100, seq_len=131072, mfu=0.4)
+    model = counts.training_flops(HYBRID, 131072)
+    assert predict.training_speed(HYBRID, H100, seq_len=131072, mfu=0.4, recomputed=model) == pytest.approx(plain / 2)
+    # a whole forward pass again but for the head and the blocks' last products: less than a third more
+    again = counts.recomputed_flops(HYBRID, 131072, ParallelConfig(recompute="full"))
+    last = 2 * (24 * 8192 * 4096 + 4 * 4096 * 4096 + 28 * 16384 * 4096)
+    assert again == model / 3 - counts.head_flops(HYBRID) - last
+    slower = predict.training_speed(HYBRID, H100, seq_len=131072, mfu=0.4, recomputed=again)
+    assert slower == pytest.approx(0.4 * 989.4e12 / (model + again))
+
+
+@pytest.mark.parametrize(("recompute", "again"), [(None, ""), ("selective", ""), ("full", "M*-"), (["*", "-"], "*-")])
+def test_kinds_that_run_again_count_each_by_itself(recompute: str | list[str] | None, again: str) -> None:
+    alone = {kind: counts.recomputed_flops(HYBRID, 4096, ParallelConfig(recompute=[kind])) for kind in "M*-"}
+    assert min(alone.values()) > 0
+    found = counts.recomputed_flops(HYBRID, 4096, ParallelConfig(recompute=recompute))
+    assert found == sum(alone[kind] for kind in again)
 
 
 def test_a_calibrated_device_takes_longer_by_its_share_and_by_its_layers_with_the_root_of_the_sequences() -> None:

@@ -9,17 +9,23 @@ import torch
 
 import hinny
 from hinny import counts, memory
-from hinny.config import Recipe, find, load_recipe, read_toml, shipped_names, to_toml, validate
+from hinny.config import ParallelConfig, Recipe, find, load_recipe, read_toml, shipped_names, to_toml, validate
 from hinny.model import Model
 
 NAMES = shipped_names("recipes")
 FAMILIES = ("mamba", "mamba2", "transformer", "hybrid")
+LONG = ("hybrid-16k", "hybrid-32k", "hybrid-128k", "transformer-16k", "transformer-32k")
 PARAMETERS_8B = {"mamba2": 8_236_999_680, "hybrid": 8_654_517_248, "transformer": 8_540_135_424,
                  "mamba": 8_148_783_104}
 
 
 def test_every_size_has_the_four_families() -> None:
     assert {f"{size}-{family}" for size in ("tiny", "130m", "840m", "8b") for family in FAMILIES} <= set(NAMES)
+
+
+def test_the_8b_models_are_extended_to_the_papers_lengths_under_names_of_their_own() -> None:
+    assert [name for name in NAMES if "/" in name] == sorted(f"long/8b-{model}" for model in LONG)
+    assert len({load_recipe(name).name for name in NAMES}) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,6 +123,43 @@ def test_the_runs_on_fewer_tokens_are_those_of_the_paper(family: str) -> None:
     assert (ours.optim, ours.train, ours.data) == (mamba.optim, mamba.train, mamba.data)
     assert ours.train.steps * ours.train.batch_size * ours.train.seq_len == pytest.approx(1.1e12, rel=1e-6)
     assert longer.train.steps * longer.train.batch_size * longer.train.seq_len == pytest.approx(3.5e12, rel=1e-6)
+
+
+@pytest.mark.parametrize("model", LONG)
+def test_an_extension_goes_on_from_its_base_as_in_the_paper(model: str) -> None:
+    """50B tokens at a tenth of the learning rate, in batches of as many tokens, warmed up over as many."""
+    family, length = model.split("-")
+    ours, base = load_recipe(f"long/8b-{model}"), load_recipe(f"8b-{family}")
+    assert ours.train.seq_len == {"16k": 16_384, "32k": 32_768, "128k": 131_072}[length]
+    assert counts.parameters(ours.model).total == PARAMETERS_8B[family]
+    rope = {"rope_base": 500_000.0} if family == "transformer" else {}
+    attention = base.model.attention.model_copy(update=rope)
+    assert ours.model == base.model.model_copy(update={"attention": attention})
+    tokens = ours.train.batch_size * ours.train.seq_len
+    assert tokens == base.train.batch_size * base.train.seq_len
+    assert abs(ours.train.steps * tokens - 50e9) <= tokens / 2
+    assert (ours.optim.lr, ours.optim.min_lr, ours.optim.schedule) == (3e-5, 3e-6, "cosine")
+    assert ours.optim.lr == pytest.approx(base.optim.lr / 10)
+    warm = base.optim.warmup_samples * base.train.seq_len
+    assert 0 <= warm - ours.optim.warmup_samples * ours.train.seq_len < ours.train.seq_len
+    assert ours.optim == base.optim.model_copy(update={
+        "lr": 3e-5, "min_lr": 3e-6, "warmup_samples": ours.optim.warmup_samples})
+    assert ours.data.boundaries == "leak"
+    # the run to go on from is named on the command line
+    assert ours.init is not None
+    assert ours.init.source is None
+    assert load_recipe(f"long/8b-{model}", ["init.from=RUN"]).init.source == "RUN"
+
+
+@pytest.mark.parametrize("model", LONG)
+def test_an_extension_fits_on_the_gpus_that_it_is_for(model: str) -> None:
+    """8 of 80 GB, and as many as have a sequence each or a part of one; not without its [parallel]."""
+    recipe = load_recipe(f"long/8b-{model}")
+    usable = int(0.9 * 80e9)
+    for devices in (8, 64, recipe.parallel.context * recipe.train.batch_size):
+        assert memory.training(recipe, usable, devices)["fits"]
+    plain = recipe.model_copy(update={"parallel": ParallelConfig()})
+    assert not memory.training(plain, usable, 8)["fits"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("8b-", "840m-", "130m-"))])

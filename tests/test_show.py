@@ -62,6 +62,25 @@ def test_predictions_are_for_the_hardware_batch_and_contexts_asked_for() -> None
         show(load_recipe("8b-mamba2"), hardware="Z80")
 
 
+def test_training_that_computes_again_is_slower_at_the_same_share_of_the_peak() -> None:
+    plain, full = (show(load_recipe("8b-hybrid", [f"parallel.recompute={mode}"]), mfu=0.45)
+                   for mode in ("selective", "full"))
+    assert plain["recomputed_flops_per_token"] == 0
+    assert plain["predictions"]["training_mfu"] == pytest.approx(0.45)
+    assert "computed again" not in text_of(plain)
+    again, model = full["recomputed_flops_per_token"], full["flops_per_token_training"]
+    assert model == plain["flops_per_token_training"]
+    found = full["predictions"]
+    assert found["training_tokens_per_s_per_device"] == pytest.approx(0.45 * 989.4e12 / (model + again))
+    assert found["training_mfu"] == pytest.approx(0.45 * model / (model + again))
+    said = " ".join(text_of(full).split())
+    assert f"computed again {quantity(again)}FLOP" in said
+    assert f"at 45% of the peak: training {found['training_tokens_per_s_per_device']:,.0f} tokens/s" in said
+    assert f"an MFU of {found['training_mfu']:.1%} without what is computed again" in said
+    # reading a prompt computes nothing again
+    assert found["prefill"] == plain["predictions"]["prefill"]
+
+
 def test_decoding_is_predicted_by_the_constants_of_a_device_that_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "CALIBRATED", {})
     plain = show(load_recipe("8b-hybrid"))

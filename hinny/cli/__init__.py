@@ -46,17 +46,20 @@ def show(
     mlp_ratio: Annotated[float, typer.Option(help="With --pattern: share of MLP layers.")] = 0.0,
     override: Annotated[str | None, typer.Option(help="With --pattern: a pattern of one's own to check.")] = None,
     hardware: Annotated[str | None, typer.Option(help="Hardware of the predictions; H100 without it.")] = None,
+    mfu: Annotated[float | None, typer.Option(help="Share of the peak FLOP/s assumed for prefill and for all that "
+                                                   "training executes, above 0 and at most 1; 0.3 without it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Layers, parameters, FLOPs, memory and predicted speed of a recipe; needs no GPU."""
-    from hinny.show import render, show_pattern
+    from hinny.show import MFU, render, show_pattern
     from hinny.show import show as show_recipe
 
     if pattern:
         if recipe is not None or layers is None:
             raise typer.BadParameter("--pattern takes --layers and no recipe.")
-        if hardware is not None:
-            raise typer.BadParameter("--hardware has no effect with --pattern; drop it.")
+        for option, given in (("--hardware", hardware), ("--mfu", mfu)):
+            if given is not None:
+                raise typer.BadParameter(f"{option} has no effect with --pattern; drop it.")
         figures = show_pattern(layers, attention_ratio, mlp_ratio, override)
     else:
         if recipe is None:
@@ -66,7 +69,8 @@ def show(
                                      "a recipe is changed by key=value, for instance model.n_layers=24.")
         from hinny.config import load_recipe
 
-        figures = show_recipe(load_recipe(recipe, overrides or ()), hardware=hardware or "H100")
+        figures = show_recipe(load_recipe(recipe, overrides or ()), hardware=hardware or "H100",
+                              mfu=MFU if mfu is None else mfu)
     print(json.dumps(figures, indent=1) if as_json else render(figures))
 
 

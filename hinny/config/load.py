@@ -83,7 +83,8 @@ def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def find(kind: Literal["recipes", "studies"], source: str | Path) -> Path:
-    """The file that `source` names: a path, or the name of a shipped recipe or study."""
+    """The file that `source` names: a path, or the name of a shipped recipe or study, with its folder if it is in one
+    (long/8b-hybrid-16k)."""
     path = Path(source)
     if path.suffix == ".toml" and _is_file(path):
         return path
@@ -93,7 +94,8 @@ def find(kind: Literal["recipes", "studies"], source: str | Path) -> Path:
     if _is_file(path):
         raise ConfigError(f"{path}: not a TOML file by its name; rename it to {path.stem}.toml.")
     names = shipped_names(kind)
-    near = difflib.get_close_matches(path.stem, names, n=1)
+    asked = str(source).removesuffix(".toml")
+    near = difflib.get_close_matches(asked, names, n=1, cutoff=0.8) or difflib.get_close_matches(path.stem, names, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"Shipped: {', '.join(names)}."
     raise ConfigError(f"no file and no shipped {kind} is called {str(source)!r}. {hint}")
 
@@ -106,10 +108,10 @@ def _is_file(path: Path) -> bool:
 
 
 def shipped_names(kind: Literal["recipes", "studies"]) -> list[str]:
-    """Names of the recipes or studies that come with hinny."""
+    """Names of the recipes or studies that come with hinny, those in folders with them."""
     for folder in (PACKAGE / kind, PACKAGE.parent / kind):
         if folder.is_dir():
-            return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.toml"))
+            return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.toml"))
     return []
 
 

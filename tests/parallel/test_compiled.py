@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from small import small_model
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
+from hinny import counts
+from hinny.config import ParallelConfig
 from hinny.errors import ConfigError
 from hinny.objective import Objective
 from hinny.parallel.compiled import GRAPHS, apply_compile
@@ -96,3 +100,27 @@ def test_compiled_blocks_carry_states_with_graphs_for_any_number_of_segments(rec
         for name, gradient in trained(objective, segments).items():
             torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-12)
     assert 0 < made == torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_a_compiled_block_that_runs_again_makes_its_last_product_too() -> None:
+    """As counts.recomputed_flops says; one that is not compiled leaves it out."""
+    ran: list[int] = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        products = sum(node.target is torch.ops.aten.mm.default for node in graph.graph.nodes)
+
+        def run(*given: Any) -> Any:
+            ran.append(products)
+            return graph(*given)
+
+        return run
+
+    objective = Objective(small_model("-"))
+    apply_recompute(objective, "full")
+    apply_compile(objective, aot_autograd(fw_compiler=counted, bw_compiler=lambda graph, inputs: graph))
+    tokens = torch.arange(30).view(2, 15)
+    objective(tokens, tokens.flip(1), torch.ones(2, 15, dtype=torch.bool))[0].backward()
+    assert ran == [2, 2]
+    flops = [counts.recomputed_flops(objective.model.config, 15, ParallelConfig(recompute="full", compile=compile))
+             for compile in (False, True)]
+    assert flops == [2 * 16 * 24, 2 * 2 * 16 * 24]

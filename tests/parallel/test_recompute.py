@@ -8,7 +8,9 @@ from live_bytes import Live, products
 from ranks import run_ranks
 from small import PATTERNS, small_model
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from hinny import counts
 from hinny.config import ModelConfig, ParallelConfig
 from hinny.errors import ConfigError
 from hinny.model import Model
@@ -88,6 +90,26 @@ def test_less_is_kept_and_selective_makes_each_matrix_product_once(pattern: str)
                                                           for mode in (None, *MODES))
     assert few < some < all_kept
     assert still_once == once < twice
+
+
+def _product_flops(objective: Objective) -> int:
+    """FLOPs of a token's matrix products, forward and backward, by PyTorch's own count."""
+    with FlopCounterMode(display=False) as counted:
+        objective(*_batch(False, 24))[0].backward()
+    return counted.get_flop_counts()["Global"][torch.ops.aten.mm] // 48
+
+
+@pytest.mark.parametrize("mode", ["full", "selective", ["*"], ["1", "-"]], ids=str)
+def test_flops_that_are_counted_as_computed_again_are(mode: str | list[str]) -> None:
+    config = small_model("1*M-").config
+    found = _product_flops(_objective("1*M-", mode)) - _product_flops(_objective("1*M-", None))
+    # what mixes tokens and the convolutions' 2 w per channel are no matrix products of the layers' weights
+    others = {symbol: counts.layer(config, symbol).mixing(24) for symbol in "1*M-"}
+    others["1"] += 2 * 4 * 32
+    others["M"] += 2 * 4 * (32 + 2 * 2 * 8)
+    kinds = {"full": "1*M-", "selective": ""}[mode] if isinstance(mode, str) else mode
+    expected = found + sum(others[symbol] for symbol in kinds)
+    assert counts.recomputed_flops(config, 24, ParallelConfig(recompute=mode)) == expected
 
 
 def test_a_layer_keeps_what_the_mode_says_and_no_more() -> None:
