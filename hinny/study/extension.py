@@ -49,8 +49,8 @@ def report(run: str | Path) -> Path:
     except ValueError as fault:
         raise RunError(f"{folder / FILE} is not JSON: {fault}.") from None
     content = _content(found)
-    svgs = [[inline(draw(panel), f"e{i}-{k}", html.escape(panel.title)) for k, panel in enumerate(panels)]
-            for i, (_, panels, _) in enumerate(content["plots"])]
+    svgs = [[inline(draw(panel), f"e{i}-{k}", html.escape(panel.title or title)) for k, panel in enumerate(panels)]
+            for i, (title, panels, _) in enumerate(content["plots"])]
     page = template("extension.html.j2", escape=True).render(**content, svgs=svgs, light=PALETTE, dark=DARK)
     write_atomically(folder / "extension.html", page)
     write_atomically(folder / "extension.md", template("extension.md.j2", escape=False).render(**content))
@@ -82,7 +82,7 @@ def _lines(sides: dict[str, list[Figure]], trained: int, what: str, axis: str, t
         if line:
             points = [Point(max(1, f.number(axis)), f.value, f.low, f.high) for f in line]
             series.append(Series(side, points, place))
-    panel = Panel(title, f"{axis}, tokens", "nats/token", series, log_x=True, mark=(trained, "extended to"))
+    panel = Panel("", f"{axis}, tokens", "nats/token", series, log_x=True, mark=(trained, "extended to"))
     return title, [panel] if series else [], f"{caption} Lower is better; bands are 95 % intervals over sequences."
 
 
