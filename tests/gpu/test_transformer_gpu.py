@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hinny.ops import layer_norm_1p, linear, relu2, rope, split_linear, swiglu, use_backend
+from hinny.ops import Stretch, layer_norm_1p, linear, relu2, rope, split_linear, swiglu, use_backend
 
 pytestmark = pytest.mark.gpu
 FLOOR = 1e-6
@@ -100,12 +100,17 @@ def test_a_large_mean_costs_the_variance_no_digits() -> None:
     assert all((found[name] - exact).norm() < 1e-4 * exact.norm() for name, exact in expected.items())
 
 
-def rope_formula(x: Tensor, position: Tensor, rope_dim: int, base: float) -> Tensor:
+def rope_formula(x: Tensor, position: Tensor, rope_dim: int, base: float, stretch: Stretch | None = None) -> Tensor:
     """By complex numbers."""
     half = rope_dim // 2
     frequencies = base ** -(torch.arange(half, dtype=torch.float64, device=x.device) / half)
+    amplitude = 1.0
+    if stretch is not None:
+        kept, amplitude = stretch.kept(base, rope_dim).to(x.device), stretch.amplitude
+        frequencies = kept * frequencies + (1 - kept) * frequencies / stretch.factor
     angles = (position.double()[..., None] * frequencies)[..., None, :]
-    turned = torch.complex(x[..., :half], x[..., half:rope_dim]) * torch.polar(torch.ones_like(angles), angles)
+    lengths = torch.full_like(angles, amplitude)
+    turned = torch.complex(x[..., :half], x[..., half:rope_dim]) * torch.polar(lengths, angles)
     return torch.cat([turned.real, turned.imag, x[..., rope_dim:]], -1)
 
 
@@ -121,6 +126,17 @@ def test_rope_equals_the_formula(b: int, t: int, heads: int, rows: bool, head: t
         position = position % torch.arange(7, 7 + b, device="cuda")[:, None]
     how = {"position": position, "base": 10000.0, "rope_dim": rope_dim}
     check(partial(rope, **how), partial(rope_formula, **how), {"x": normal(b, t, heads, p, dtype=dtype)}, order)
+
+
+@pytest.mark.parametrize("t", [1, 200])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("stretch", [Stretch(4.0, 64), Stretch(4.0, 64, 32.0, 1.0)])
+def test_stretched_rope_equals_the_formula(stretch: Stretch, dtype: torch.dtype, t: int) -> None:
+    how = {"position": torch.arange(t, device="cuda") + 40, "base": 10000.0, "rope_dim": 32, "stretch": stretch}
+    x = normal(2, t, 4, 64, dtype=dtype)
+    check(partial(rope, **how), partial(rope_formula, **how), {"x": x}, (0, 1, 2, 3))
+    with torch.no_grad():  # few tokens that nothing records take a kernel of their own
+        torch.testing.assert_close(rope(x, **how).double(), rope_formula(x.double(), **how), rtol=1e-2, atol=2e-2)
 
 
 def test_rope_reads_heads_where_they_lie() -> None:
