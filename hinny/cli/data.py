@@ -61,5 +61,5 @@ def prepare(
               f"{left['train']['tokens']:,} tokens of training, {left['heldout']['documents']:,} and "
               f"{left['heldout']['tokens']:,} held out")
     if told := found.get("of_seq_len"):
-        print(f"{told['tokens']:.1%} of the tokens to train on are in documents of {told['seq_len']:,} tokens or more, "
-              f"{told['documents']:.1%} of the documents; drawn in {out / 'lengths.svg'}")
+        print(f"{100 * told['tokens']:.1f} % of the tokens to train on are in documents of {told['seq_len']:,} tokens "
+              f"or more, {100 * told['documents']:.1f} % of the documents; drawn in {out / 'lengths.svg'}")

@@ -86,11 +86,16 @@ class Lengths:
                   for one in (self.times, weighed)]
         mark = None
         if seq_len is not None:
-            mark = Mark(seq_len, f"{binary(seq_len)}: {self.at_least(seq_len)[1]:.1%} of the tokens are in documents "
-                                 "at least that long")
+            share = per_cent(self.at_least(seq_len)[1])
+            mark = Mark(seq_len, f"{binary(seq_len)}: {share} of the tokens are in documents at least that long")
         return draw_bars([2.0**k for k in range(first, last + 2)],
                          [Bars("of documents", counts[0].tolist()), Bars("of tokens", counts[1].tolist())],
-                         title="Length of documents", x="tokens of a document", y="share", mark=mark)
+                         title="Length of documents", x="tokens of a document", y="share of all", mark=mark)
+
+
+def per_cent(share: float) -> str:
+    """0.123 is "12.3 %"."""
+    return f"{100 * share:.1f} %"
 
 
 def document_lengths(shard: Shard) -> np.ndarray:
@@ -125,7 +130,7 @@ def check_long(lengths: Lengths, *, base_len: int, seq_len: int, folders: Sequen
         return
     share = long_share(lengths, seq_len)
     found = (f"{', '.join(folders)}: {lengths.documents} train documents, the longest of {lengths.longest} tokens, the "
-             f"median of {lengths.quantile(0.5)}; {share:.1%} of the tokens are in documents of at least half of "
+             f"median of {lengths.quantile(0.5)}; {per_cent(share)} of the tokens are in documents of at least half of "
              f"train.seq_len ({seq_len})")
     if lengths.longest <= base_len:
         raise DataError(f"{found}. No document is longer than the {base_len} tokens that the base was trained on: "

@@ -18,6 +18,8 @@ FILLS = ("#0068a8", "#e69f00", "#00805c")
 """Told apart also without seeing red or green, and by light and dark besides."""
 SIZE = (6.4, 3.4)
 """Inches."""
+MOST_TICKS = 13
+"""Labels of the x axis that have room beside each other."""
 RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "hinny", "font.size": 9.5, "font.family": "sans-serif",
            "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
            "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False}
@@ -49,7 +51,7 @@ def draw_bars(edges: Sequence[float], series: Sequence[Bars], *, title: str, x: 
     assert all(len(one.values) == len(edges) - 1 for one in series), (edges, series)
     with rc_context(RC):
         canvas = Figure(figsize=SIZE)
-        axes = canvas.add_axes((0.1, 0.15, 0.87, 0.66))
+        axes = canvas.add_axes((0.125, 0.15, 0.85, 0.66))
         axes.set_xscale("log", base=2)
         for k, one in enumerate(series):
             # equal parts of a range, as they look on the logarithmic axis
@@ -65,7 +67,8 @@ def draw_bars(edges: Sequence[float], series: Sequence[Bars], *, title: str, x: 
             far = mark.x > (limits[0] * limits[1]) ** 0.5
             axes.annotate(mark.label, (mark.x, 1.0), xycoords=("data", "axes fraction"), xytext=(-4 if far else 4, 0),
                           textcoords="offset points", fontsize=8.5, va="bottom", ha="right" if far else "left")
-        axes.xaxis.set_major_locator(FixedLocator(list(edges)))
+        # every edge, or as many as there is room for
+        axes.xaxis.set_major_locator(FixedLocator(list(edges)[::-(-len(edges) // MOST_TICKS)]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: binary(value)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
@@ -74,7 +77,7 @@ def draw_bars(edges: Sequence[float], series: Sequence[Bars], *, title: str, x: 
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(length=3, width=0.7)
-        canvas.text(0.1, 0.93, title, fontsize=10.5, fontweight="bold", ha="left")
+        canvas.text(0.125, 0.93, title, fontsize=10.5, fontweight="bold", ha="left")
         axes.legend(frameon=False, fontsize=8.5, ncols=len(series), loc="lower right", bbox_to_anchor=(1.0, 1.06))
         out = io.StringIO()
         canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
