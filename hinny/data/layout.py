@@ -97,7 +97,7 @@ def layout(folder: DataFolder, config: DataConfig, seed: int, key: tuple[int, ..
 
 
 def check_layout(config: DataConfig, folders: list[DataFolder]) -> None:
-    """DataError where data.long asks for documents that none of the folders has."""
+    """DataError where data.long would show no document of these folders more often."""
     if config.long is None:
         return
     found = {folder.path: document_lengths(folder.shard("train")) for folder in folders}
@@ -106,3 +106,8 @@ def check_layout(config: DataConfig, folders: list[DataFolder]) -> None:
                             for path, lengths in found.items())
         raise DataError(f"data.long.min_tokens is {config.long.min_tokens}, and no train document is that long: "
                         f"{figures}. Give a smaller one, prepare longer documents, or remove [data.long].")
+    if not any((shown(lengths, config.long) > 1).any() for lengths in found.values()):
+        most = max(int((lengths >= config.long.min_tokens).sum()) for lengths in found.values())
+        raise DataError(f"data.long.weight is {config.long.weight}: no folder has more than {most} documents of "
+                        f"{config.long.min_tokens} tokens or more, and {most} are shown floor({most} x "
+                        f"{config.long.weight}) = {most} times, each once. Give a larger weight, or remove [data.long].")

@@ -98,7 +98,7 @@ def test_what_a_run_sees_counts_copies_and_weights(tmp_path) -> None:
     seen = Stream(data, seq_len=8, batch_size=1, seed=0, vocab_size=257, steps=1).lengths()
     share = 0.0
     for name, weight in (("a", 0.75), ("b", 0.25)):
-        shown = [n for n in train[name] for _ in range(2 if n >= 50 else 1)]
+        shown = [n for n in train[name] for _ in range(1 + (n >= 50))]
         share += weight * sum(n for n in shown if n >= 30) / sum(shown)
     assert 0.1 < share < 0.9
     assert seen.at_least(30)[1] == pytest.approx(share, abs=1e-12)
@@ -106,8 +106,8 @@ def test_what_a_run_sees_counts_copies_and_weights(tmp_path) -> None:
 
 def test_data_without_a_document_beyond_the_base_are_refused_with_figures() -> None:
     lengths = Lengths.of(np.array([100, 4096, 300, 2000]))
-    with pytest.raises(DataError, match=r"web: 4 train documents, the longest of 4096 tokens, the median of 300; 0\.0 % "
-                                        r"of the tokens are in documents of at least half of train\.seq_len \(16384\)"
+    with pytest.raises(DataError, match=r"web: 4 train documents, the longest of 4096 tokens, the median of 300; 0\.0 "
+                                        r"% of the tokens are in documents of at least half of train\.seq_len \(16384\)"
                                         r"\. No document is longer than the 4096 tokens .* --min-tokens 4097\)"):
         check_long(lengths, base_len=4096, seq_len=16384, folders=["web"])
     # no extension, nothing to ask
