@@ -109,5 +109,5 @@ def check_layout(config: DataConfig, folders: list[DataFolder]) -> None:
     if not any((shown(lengths, config.long) > 1).any() for lengths in found.values()):
         most = max(int((lengths >= config.long.min_tokens).sum()) for lengths in found.values())
         raise DataError(f"data.long.weight is {config.long.weight}: no folder has more than {most} documents of "
-                        f"{config.long.min_tokens} tokens or more, and {most} are shown floor({most} x "
-                        f"{config.long.weight}) = {most} times, each once. Give a larger weight, or remove [data.long].")
+                        f"{config.long.min_tokens} tokens or more, and floor({most} x {config.long.weight}) = {most} "
+                        "shows each of them once. Give a larger weight, or remove [data.long].")
