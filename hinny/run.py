@@ -46,6 +46,11 @@ class Run:
         """The folder of the checkpoints, `step-00000100` and so on."""
         return self.path / "checkpoints"
 
+    @property
+    def text_home(self) -> Path:
+        """Where data.json of the text lies that evaluations read: with the run, unless it is asked about another's."""
+        return self.path
+
     def checkpoint_folders(self) -> list[Path]:
         """Folders of the checkpoints, oldest first. A folder has its name only when its checkpoint is whole."""
         found = [entry for entry in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", entry.name)]

@@ -30,6 +30,9 @@ def transformers_twin(model: Model) -> nn.Module:
                            "in the checkout, .venv/bin/pip install -e '.[oracle]'.") from None
     config = model.config
     kinds = set(pattern.parse(config.pattern))
+    if config.attention and (config.attention.rope_scaling or config.attention.score_scale):
+        raise ConfigError("model.attention has rope_scaling or score_scale, which the twin of --against transformers "
+                          "is built without; remove it: speed does not depend on it.")
     if kinds == {"M"}:
         kind, weights = "Mamba2", _mamba(model)
         options = _mamba2_options(config)

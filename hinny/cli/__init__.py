@@ -180,8 +180,9 @@ def study(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Study directory.")]) -> None:
-    """Write a study's report again from its result files."""
+def report(folder: Annotated[Path, typer.Argument(help="Study directory, or a run with extension.json.")]) -> None:
+    """Write the report of a study, or of a run's extension, again from its result files."""
+    from hinny.study import extension
     from hinny.study.report import report as write
 
-    print(write(folder))
+    print((extension.report if (folder / extension.FILE).is_file() else write)(folder))

@@ -15,7 +15,7 @@ from hinny.cli.shared import Json, Threads, numbers, print_rows, set_threads
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run directory.")] = None,
     tasks: Annotated[list[str] | None, typer.Argument(help="Names of tasks; --list shows them.")] = None,
-    suite: Annotated[str | None, typer.Option(help="paper-short, paper-long or synthetic.")] = None,
+    suite: Annotated[str | None, typer.Option(help="paper-short, paper-long, synthetic or extension.")] = None,
     list_tasks: Annotated[bool, typer.Option("--list", help="Show all tasks and what they need.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder of data sets, laid out as the Hub's ids.")] = None,
     lengths: Annotated[str | None, typer.Option(help="Tokens of tasks made at lengths, such as 4096,8192.")] = None,
@@ -72,6 +72,10 @@ def _evaluate(run: Path, tasks: list[str], suite: str | None, given: dict[str, A
     except KeyboardInterrupt:
         print(f"{run}: stopped; run the same command to go on with what is not finished.", file=sys.stderr)
         sys.exit(130)
+    if suite == "extension":
+        from hinny.study.extension import report
+
+        print(f"Page: {report(run)}", file=sys.stderr)
     print_rows(rows, as_json)
 
 

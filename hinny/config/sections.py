@@ -5,12 +5,14 @@ A key that could not take effect is an error, not a warning; what must be chosen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from hinny import pattern as patterns
+from hinny.config.attention import AttentionConfig
 from hinny.config.data import DataConfig
 from hinny.config.init import InitConfig
 from hinny.config.parallel import ParallelConfig
@@ -70,38 +72,6 @@ class Mamba2Config(TimeSteps):
             return self.n_heads * self.head_dim
         assert self.expand is not None
         return self.expand * d_model
-
-
-class AttentionConfig(Section):
-    """Causal grouped-query attention, pattern symbol `*`."""
-
-    n_heads: Positive
-    n_kv_heads: Positive
-    """Key/value heads (the paper's KV groups); equal to n_heads for multi-head attention."""
-    head_dim: Positive
-    positions: Literal["none", "rope"]
-    rope_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Share of head_dim that is rotated; only with positions = "rope"."""
-    rope_base: Annotated[float, Field(gt=1.0)] | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> AttentionConfig:
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_kv_heads ({self.n_kv_heads}) must divide n_heads ({self.n_heads}).")
-        given = [k for k in ("rope_fraction", "rope_base") if getattr(self, k) is not None]
-        if self.positions == "none" and given:
-            raise ValueError(f'{given[0]} has no effect with positions = "none"; remove it or set positions = "rope".')
-        if self.positions == "rope" and len(given) < 2:
-            raise ValueError('positions = "rope" needs both rope_fraction and rope_base.')
-        if self.positions == "rope" and (self.rope_dim < 2 or self.rope_dim % 2):
-            raise ValueError(f"rope_fraction ({self.rope_fraction}) of head_dim ({self.head_dim}) rotates "
-                             f"{self.rope_dim} dimensions; it must be an even number of at least 2.")
-        return self
-
-    @property
-    def rope_dim(self) -> int:
-        """How many of the head's dimensions are rotated."""
-        return int(self.head_dim * (self.rope_fraction or 0.0))
 
 
 class MLPConfig(Section):
@@ -277,6 +247,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        scaling = self.model.attention.rope_scaling if self.model.attention else None
+        if scaling is not None and self.train.seq_len > scaling.reach:
+            raise ValueError(
+                f"train.seq_len ({self.train.seq_len}) is past what model.attention.rope_scaling allows: factor "
+                f"({scaling.factor:g}) x trained_len ({scaling.trained_len}) = {scaling.reach} tokens. Raise factor to "
+                f"{math.ceil(100 * self.train.seq_len / scaling.trained_len) / 100:g}, or shorten the sequences.")
         kinds = self.parallel.recompute
         if isinstance(kinds, list) and (absent := [s for s in kinds if s not in self.model.pattern]):
             raise ValueError(f"parallel.recompute names '{absent[0]}', but model.pattern has no such layer; remove it.")

@@ -192,11 +192,12 @@ def phonebook_min_length(tokenizer: Tokenizer, *, digits: int, form: Literal["st
 
 
 def phonebook(rng: np.random.Generator, tokenizer: Tokenizer, *, length: int, digits: int,
-              form: Literal["standard", "reversed"]) -> Example:
+              form: Literal["standard", "reversed"], depth: float | None = None) -> Example:
     """Prompt and answer with as many entries as fit in `length` tokens; the last number is the answer.
 
     Two other people of the book are the solved examples (standard) or the entries for show (reversed); all three stand
-    at random places. ConfigError if `length` is too small for three entries.
+    at random places, but for the one who is asked for where `depth` says the place: 0 the first entry, 1 the last.
+    ConfigError if `length` is too small for three entries.
     """
     least = phonebook_min_length(tokenizer, digits=digits, form=form)
     if length < least:
@@ -208,6 +209,9 @@ def phonebook(rng: np.random.Generator, tokenizer: Tokenizer, *, length: int, di
     frame = made.standard([], people[:3]) if form == "standard" else made.reversed([], shown, asked)
     book = people[:_fitting(made, people, length - len(frame.tokens))]
     book = [book[i] for i in rng.permutation(len(book))]
+    if depth is not None:
+        book.remove(asked)
+        book.insert(round(depth * len(book)), asked)
     example = made.standard(book, [*shown, asked]) if form == "standard" else made.reversed(book, shown, asked)
     if form == "standard":
         # the solved examples are part of the prompt

@@ -96,6 +96,7 @@ class Subject:
         begun = time.monotonic()
         engine = Engine(self.run.path, self.device, None if self.precision == "fp32" else self.precision)
         self.loading = time.monotonic() - begun
+        engine.run = self.run
         return engine
 
     @cached_property

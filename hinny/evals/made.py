@@ -169,6 +169,27 @@ class MadeTask(Entry):
                          f"version={version}"])
 
 
+class DepthTask(MadeTask):
+    """A task whose samples say where in the text their answer stands: its first metric by depth as well."""
+
+    BANDS = 5
+
+    def _rows(self, subject: Subject, length: Length, found: _Found) -> Rows:
+        """The rows of the task, and one for each fifth of the text that an answer stands in: `depth` in percent."""
+        rows, metric = super()._rows(subject, length, found), self.metrics[0]
+        for band in range(self.BANDS):
+            places = [i for i, depth in enumerate(found.depths)
+                      if depth is not None and min(int(depth * self.BANDS), self.BANDS - 1) == band]
+            if not places:
+                continue
+            values = [found.scores[i][metric] for i in places]
+            low, high = interval(values, [found.texts[i] for i in places])
+            shape = f"length={length} depth={100 * (2 * band + 1) // (2 * self.BANDS)} n={len(values)}"
+            rows.append(row(f"{self.name}.{metric}_by_depth", subject.recipe.name, math.fsum(values) / len(values),
+                            "share", shape=shape, low=low, high=high, device=subject.accelerator))
+        return rows
+
+
 @dataclass
 class _Found:
     """What is kept of each sample of a unit; its text and tokens are not."""
@@ -180,6 +201,8 @@ class _Found:
     longest: int = 0
     truncated: int = 0
     chances: list[float] = field(default_factory=list)
+    depths: list[float | None] = field(default_factory=list)
+    """Where in its text the answer of a sample stands, 0 to 1, if it says so."""
     version: str | None = None
     """Of a benchmark with several versions, a sample says which one it is of."""
 
@@ -192,6 +215,7 @@ class _Found:
         self.longest = max(self.longest, question.size)
         self.truncated += question.truncated
         self.chances += [float(facts["chance"])] if "chance" in facts else []
+        self.depths.append(float(facts["depth"]) if "depth" in facts else None)
         self.version = str(facts["ruler"]) if "ruler" in facts else None
 
     def facts(self) -> dict[str, Any]:

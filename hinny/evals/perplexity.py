@@ -70,11 +70,11 @@ def _folder_rows(engine: Engine, options: EvalOptions, folder: str, suffix: str)
 
 def check_data(engine: Engine, path: str, place: int) -> None:
     """The folder at `path` may have been prepared anew since; the run keeps the data.json that it was trained with."""
-    now, then = read_record(path)["fingerprint"], read_record(engine.run.path, place)["fingerprint"]
+    now, then = read_record(path)["fingerprint"], read_record(engine.run.text_home, place)["fingerprint"]
     if now != then:
-        kept = engine.run.path / record_name(place)
-        raise DataError(f"{path} holds other data than {engine.run.path} was trained on: fingerprint {now[:12]}, but "
-                        f"{kept} says {then[:12]}. Prepare the folder as it was ({kept.name} of the run has the "
+        kept = engine.run.text_home / record_name(place)
+        raise DataError(f"{path} holds other data than {engine.run.text_home} was trained on: fingerprint {now[:12]}, "
+                        f"but {kept} says {then[:12]}. Prepare the folder as it was ({kept.name} of the run has the "
                         "command).")
 
 

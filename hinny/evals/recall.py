@@ -22,6 +22,8 @@ from hinny.run import row
 
 logger = logging.getLogger(__name__)
 TOKENS_AT_ONCE = 8192
+DEPTHS = (0, 17, 33, 50, 67, 83, 100)
+"""Where the asked entry of a phone book stands, in percent of its entries."""
 
 FORMS: tuple[Literal["standard", "reversed"], ...] = ("standard", "reversed")
 
@@ -62,6 +64,34 @@ def _phonebook_rows(engine: Engine, examples: list[synthetic.Example], shape: st
     return [_share("phonebook.exact", engine, np.array(exact), shape),
             _share("phonebook.digits", engine, digits, shape),
             _share("phonebook.chance_digits", engine, shifted, shape)]
+
+
+def phonebook_depths(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
+    """Exact numbers of the standard form by length and by where in the book the asked entry stands.
+
+    `depth` in a row's shape is in percent of the book: 0 the first entry, 100 the last. `samples` books at each of
+    DEPTHS; lengths too short for the smallest book are left out, aloud, as in `phonebook`.
+    """
+    sizes, trained = options.sizes(), engine.run.recipe.data.synthetic
+    digits = trained.phonebook_digits if trained else 10
+    least = synthetic.phonebook_min_length(engine.tokenizer, digits=digits, form="standard")
+    lengths = options.lengths or (engine.run.recipe.train.seq_len,)
+    if short := [str(length) for length in lengths if length < least]:
+        if len(short) == len(lengths):
+            raise ConfigError(f"lengths are {', '.join(short)}; the smallest phone book of {digits}-digit numbers "
+                              f"takes {least} tokens of this tokenizer.")
+        logger.warning("eval: phonebook-depth: none at %s tokens: the smallest book takes %d of this tokenizer",
+                       ", ".join(short), least)
+    rows = []
+    for length in (length for length in lengths if length >= least):
+        for depth in DEPTHS:
+            rng = np.random.default_rng([sizes.seed, length, depth, 17])
+            examples = [synthetic.phonebook(rng, engine.tokenizer, length=length, digits=digits, form="standard",
+                                            depth=depth / 100) for _ in range(sizes.samples)]
+            truth, guess = _answers(engine, examples)
+            right = np.array([bool((g == t).all()) for g, t in zip(guess, truth, strict=True)])
+            rows.append(_share("phonebook_depth.exact", engine, right, f"length={length} depth={depth}"))
+    return rows
 
 
 def mqar(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hinny import __version__
 from hinny import tokenizer as tokenizers
 from hinny.errors import ConfigError, DataError
 from hinny.evals.entry import Entry, Length, Report, Rows, Subject
+from hinny.evals.extension import Fixed, Lengths, extension
 from hinny.evals.options import EvalOptions
 from hinny.evals.record import Record, Unit
 from hinny.evals.studied import StudiedTask
@@ -44,14 +45,29 @@ def evaluate(run: str | Path, tasks: Iterable[str] = (), options: EvalOptions | 
 
     Rows go to RUN/results/TASK.json, all that they depend on to RUN/evals/TASK.json. What is finished there under the
     same options and weights is not run again.
+    The suite "extension" asks the run that this one began with as well (hinny.evals.extension).
     reader: who answers in place of the run's model, in tests. progress: told what is under way and its share.
     ConfigError, before the model is loaded, for unknown tasks, options without effect, samples that are too long, and
     for what is missing, with what fetches it; RunError and CheckpointError for the run.
     """
-    options = options or EvalOptions()
-    chosen = choose(tasks, suite)
+    options, chosen = options or EvalOptions(), choose(tasks, suite)
+    if suite != "extension":
+        return _evaluate(Run(run), chosen, options, reader, progress)
+    if reader is not None:
+        raise ConfigError("the suite extension asks two models, and no reader can answer in their place.")
+
+    def ask(one: Run, lengths: Lengths, options: EvalOptions) -> Rows:
+        of = lengths.table()
+        fixed = [replace(c, entry=Fixed(c.entry, of[c.entry.name])) if c.entry.name in of else c for c in chosen]
+        return _evaluate(one, fixed, options, None, progress)
+
+    return extension(run, options, ask)
+
+
+def _evaluate(opened: Run, chosen: list[Chosen], options: EvalOptions, reader: Reader | None,
+              progress: Report | None) -> Rows:
+    """As `evaluate`, on tasks that were found."""
     options.check_used({one.entry.name: one.entry.uses for one in chosen})
-    opened = Run(run)
     opened.recipe  # noqa: B018  (RunError where there is no run)
     tokenizer = tokenizers.load(opened.path) if reader is None else reader.tokenizer
     subject = Subject(opened, options, tokenizer, reader)
@@ -156,8 +172,15 @@ def _run(subject: Subject, work: _Work, record: Record, place: str, progress: Re
             logger.info("eval: %s %s: finished before", place, title)
             record.publish()
         else:
-            unit = _measure(subject, work, record, length, fingerprint, lambda done, of, title=title: progress(
-                f"{place} {title}", done / max(of, 1)))
+            try:
+                unit = _measure(subject, work, record, length, fingerprint, lambda done, of, title=title: progress(
+                    f"{place} {title}", done / max(of, 1)))
+            except ConfigError as fault:
+                # what only the model or the text can tell
+                if not work.chosen.lenient:
+                    raise
+                logger.warning("eval: skipped: %s: %s", title, fault)
+                continue
             logger.info("eval: %s %s: %s", place, title, _said(unit))
         rows += unit["rows"]
     return rows

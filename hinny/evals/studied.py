@@ -97,7 +97,8 @@ def _recall(name: str) -> Function:
     def measure(engine: Engine, options: EvalOptions, progress: Progress) -> Rows:
         from hinny.evals import recall
 
-        functions = {"phonebook": recall.phonebook, "mqar": recall.mqar, "copy": recall.copying}
+        functions = {"phonebook": recall.phonebook, "mqar": recall.mqar, "copy": recall.copying,
+                     "depths": recall.phonebook_depths}
         return functions[name](engine, options)
 
     return measure
@@ -105,10 +106,10 @@ def _recall(name: str) -> Function:
 
 def _positions(name: str) -> Function:
     def measure(engine: Engine, options: EvalOptions, progress: Progress) -> Rows:
-        from hinny.evals import positions, windows
+        from hinny.evals import norms, positions, windows
 
         functions = {"joined": positions.joined, "text": positions.own_text, "chains": positions.chains,
-                     "windows": windows.window_loss}
+                     "windows": windows.window_loss, "norms": norms.state_norms}
         return functions[name](engine, options, progress)
 
     return measure
@@ -134,5 +135,8 @@ POSITIONS = (
                 _positions("chains")),
     StudiedTask("window-loss", ("window_loss",), ("samples", "lengths", "batch_tokens"), _positions("windows"),
                 text="held-out"),
+    StudiedTask("phonebook-depth", ("phonebook_depth.exact",), ("samples", "lengths", "seed"), _recall("depths")),
+    StudiedTask("state-norms", ("state_norm.rms", "state_norm.largest"), ("samples", "lengths"), _positions("norms"),
+                text="held-out"),
 )
-"""Loss by position over one long context, and by the length of the context."""
+"""What long contexts do: loss by position and by the length of the context, recall by depth, norms of states."""

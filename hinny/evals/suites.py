@@ -14,7 +14,7 @@ from typing import Any
 
 from hinny.errors import ConfigError
 from hinny.evals.entry import Entry
-from hinny.evals.made import Defaults, MadeTask
+from hinny.evals.made import Defaults, DepthTask, MadeTask
 from hinny.evals.task import Task
 
 
@@ -42,6 +42,8 @@ RULER = ("ruler-niah-single-1", "ruler-niah-single-2", "ruler-niah-single-3", "r
          "ruler-cwe", "ruler-fwe", "ruler-qa-squad", "ruler-qa-hotpot")
 DATA_FREE = ("ruler-niah-single-1", "ruler-niah-multikey-2", "ruler-niah-multikey-3", "ruler-vt", "ruler-cwe",
              "ruler-fwe")
+EXTENSION = ("position-joined", "window-loss", "phonebook-depth", "niah-depth", "phonebook", "copy", "mqar",
+             "state-norms")
 NATURAL = ("narrativeqa", "qasper", "quality", "multifieldqa-en", "hotpotqa", "2wikimqa", "musique", "trec", "triviaqa")
 
 
@@ -65,6 +67,8 @@ def _entries() -> Iterator[Entry]:
         for task in import_module(module).TASKS:
             yield MadeTask(task, defaults, _uses(task))
     yield from POSITIONS
+    needles = import_module("hinny.evals.ruler.niah").Needles("niah-depth")
+    yield DepthTask(needles, SMALL, _uses(needles))
 
 
 def _uses(task: Task) -> tuple[str, ...]:
@@ -83,7 +87,8 @@ def suites() -> dict[str, Suite]:
     return {"paper-short": Suite(STANDARD),
             "paper-long": Suite((*RULER, *NATURAL, "phonebook-standard", "phonebook-reversed")),
             "synthetic": Suite((*synthetic, *DATA_FREE, "heldout", "position-joined", "position-chains"), SMALL,
-                               lenient=True)}
+                               lenient=True),
+            "extension": Suite(EXTENSION, lenient=True)}
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def choose(names: Iterable[str], suite: str | None = None) -> list[Chosen]:
             raise ConfigError(f"unknown suite {suite!r}; known: {', '.join(suites())}.{near(suite, suites())}")
         for name in suites()[suite].tasks:
             entry = known[name]
-            if isinstance(entry, MadeTask) and (defaults := suites()[suite].defaults) is not None:
+            if type(entry) is MadeTask and (defaults := suites()[suite].defaults) is not None:
                 entry = MadeTask(entry.task, defaults, entry.extra)
             chosen.setdefault(name, Chosen(entry, suites()[suite].lenient))
     if not chosen:

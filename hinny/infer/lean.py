@@ -24,7 +24,7 @@ from hinny.infer.prepare import Packed, Product
 from hinny.layers import LAYERS
 from hinny.layers.attention import Attention
 from hinny.model import Model
-from hinny.ops.attention import rope_rates
+from hinny.ops.rope import rope_rates
 
 LARGE, LONGEST = 1 << 18, 2048
 """Numbers of a matrix from which, and columns up to which, PyTorch's product of two matrices with two vectors at once
@@ -53,12 +53,12 @@ class Place:
             return pool[self._first:self._first + len(self._used)]
         return pool.index_select(0, torch.tensor(self._used))
 
-    def turns(self, rates: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the token's angles, (rope_dim/2,) each."""
+    def turns(self, rates: Tensor, amplitude: float) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the token's angles times the amplitude, (rope_dim/2,) each."""
         found = self._turns.get(id(rates))
         if found is None:
             angles = rates * self._start
-            found = self._turns[id(rates)] = angles.cos(), angles.sin()
+            found = self._turns[id(rates)] = angles.cos() * amplitude, angles.sin() * amplitude
         return found
 
 
@@ -185,19 +185,22 @@ class _Attention:
         self.into, self.out, c = _product(joined), _product(layer.o.weight), layer.config
         self.h, self.g, self.p = c.n_heads, c.n_kv_heads, c.head_dim
         self.pages, self.turned = pages, c.rope_dim if c.positions == "rope" else 0
-        self.rates = rope_rates(c.rope_base, self.turned, joined.dtype, joined.device) if self.turned else None
+        self.rates = rope_rates(c.rope_base, self.turned, joined.dtype, joined.device,
+                                layer.stretch) if self.turned else None
+        self.amplitude = 1.0 if layer.stretch is None else layer.stretch.amplitude
+        self.scale = self.p ** -0.5 * (c.score_scale or 1.0)
 
     def __call__(self, u: Tensor, place: Place) -> Tensor:
         """u (d,) → (d,); its key and value are in their page."""
         heads = self.into(u).view(-1, self.p)
         if self.rates is not None:
-            self._turn(heads[:self.h + self.g, :self.turned], *place.turns(self.rates))
+            self._turn(heads[:self.h + self.g, :self.turned], *place.turns(self.rates, self.amplitude))
         q, k, v = heads.split((self.h, self.g, self.g))
         self.pages.k[place.page][:, place.row].copy_(k)
         self.pages.v[place.page][:, place.row].copy_(v)
         keys, values = place.used(self.pages.k), place.used(self.pages.v)
         # page by page (m g r page): to put keys one behind the other would copy them all
-        scores = torch.matmul(q.mul_(self.p ** -0.5).view(self.g, -1, self.p), keys.transpose(2, 3))
+        scores = torch.matmul(q.mul_(self.scale).view(self.g, -1, self.p), keys.transpose(2, 3))
         scores = scores.permute(1, 2, 0, 3).flatten(2)
         scores[..., place.length:] = -torch.inf
         weights = scores.softmax(-1).unflatten(2, (len(keys), -1)).permute(2, 0, 1, 3)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hinny import ops
-from hinny.config import ModelConfig
+from hinny.config import AttentionConfig, ModelConfig
 from hinny.layers.linear import Linear
 from hinny.state import KVState
 
@@ -27,6 +27,15 @@ def positions(x: Tensor, start: int | Tensor, segments: Tensor | None) -> Tensor
     return count - torch.where(opens, count, 0).cummax(dim=1).values
 
 
+def stretch_of(config: AttentionConfig) -> ops.Stretch | None:
+    """What `config` says of positions past the trained length, as the op takes it."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return None
+    fast, slow = (scaling.fast, scaling.slow) if scaling.method == "yarn" else (None, None)
+    return ops.Stretch(scaling.factor, scaling.trained_len, fast, slow)
+
+
 class Attention(nn.Module):
     """x (b t d) → x (b t d): h query heads share g key/value heads, head i using head i // (h / g)."""
 
@@ -39,6 +48,7 @@ class Attention(nn.Module):
         super().__init__()
         assert config.attention is not None
         self.config = c = config.attention
+        self.stretch = stretch_of(c)
         self.q = Linear(config.d_model, c.n_heads * c.head_dim)
         self.k = Linear(config.d_model, c.n_kv_heads * c.head_dim)
         self.v = Linear(config.d_model, c.n_kv_heads * c.head_dim)
@@ -60,8 +70,9 @@ class Attention(nn.Module):
             position = self.positions(x, 0 if state is None else state.start, segments)
             base, rope_dim = self.config.rope_base, self.config.rope_dim
             assert base is not None
-            q = ops.rope(q, position, base=base, rope_dim=rope_dim)
-            k = ops.rope(k, position, base=base, rope_dim=rope_dim)
+            q, k = (ops.rope(part, position, base=base, rope_dim=rope_dim, stretch=self.stretch) for part in (q, k))
+        if self.config.score_scale is not None:
+            q = q * self.config.score_scale
         y = self.mix(q, k, v, segments=segments, lengths=None) if state is None else state.attend(self.mix, q, k, v)
         return self.o(y.flatten(2))
 

@@ -1,8 +1,8 @@
-"""Causal softmax attention with shared key/value heads, and rotary positions.
+"""Causal softmax attention with shared key/value heads.
 
     y_i = sum over j <= i of softmax_j(q_i . k_j / sqrt(p)) v_j      within a document
 
-arXiv 1706.03762 section 3.2, 2305.13245 (shared heads), 2104.09864 section 3.2 (rotary positions).
+arXiv 1706.03762 section 3.2, 2305.13245 (shared heads).
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from torch import Tensor
 
 from hinny.ops import backend
 from hinny.ops.inputs import check_rank, check_shapes, count_documents, wide, without_autocast
-
-FEW = 64
-"""Tokens of decoding steps: with so many, launches and not their work take the time."""
 
 
 def attention(
@@ -137,45 +134,6 @@ def visible_to_rows(lengths: Tensor, t: int, s: int) -> Tensor:
     """Which of s keys the last t of the lengths (b,) of each row may read: (b 1 t s)."""
     last = lengths[:, None] - t + torch.arange(t, device=lengths.device)  # (b t)
     return (torch.arange(s, device=lengths.device) <= last[..., None]).unsqueeze(1)
-
-
-def rope(x: Tensor, position: Tensor, *, base: float, rope_dim: int) -> Tensor:
-    """x (b t h p) with its first rope_dim dimensions rotated in pairs by an angle proportional to position.
-
-    The pair (i, i + rope_dim/2) turns by position * base^(-2i/rope_dim); position (t,) or (b t) ints.
-    The other dimensions pass. Angles are float32 at least; the result has x's dtype.
-    Raises ValueError if rope_dim is odd or more than p, or position has another shape.
-    """
-    check_rank("rope", "x", x, "b t h p")
-    b, t, _, p = x.shape
-    if rope_dim % 2 or not 0 <= rope_dim <= p:
-        raise ValueError(f"rope: rope_dim is {rope_dim}; it must be even and at most the head's {p} dimensions.")
-    if tuple(position.shape) not in ((t,), (b, t)):
-        raise ValueError(f"rope: position has shape {tuple(position.shape)}; it must be ({t},) or ({b}, {t}).")
-    dtype, rates = wide(x.dtype), rope_rates(base, rope_dim, wide(x.dtype), x.device)
-    recorded = torch.is_grad_enabled() and x.requires_grad
-    if x.is_cuda and rope_dim and not recorded and b * t <= FEW and backend.chosen(x) == "triton":
-        from hinny.ops.kernels import thin
-
-        return thin.rope(x, position.expand(b, t), rates)
-    with without_autocast(x):
-        angles = position.to(dtype)[..., None] * rates  # ([b] t rope_dim/2)
-        cos, sin = angles.cos(), angles.sin()
-        if rope_dim and backend.chosen(x) == "triton":
-            from hinny.ops.kernels import rope as kernels  # here alone: Triton is imported where it runs
-
-            return kernels.rope(x, cos, sin)
-        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-        rotated, rest = x.split([rope_dim, p - rope_dim], -1)
-        first, second = rotated.to(dtype).chunk(2, -1)
-        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-        return torch.cat([turned.to(x.dtype), rest], -1)
-
-
-@cache
-def rope_rates(base: float, rope_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(rope_dim/2,): the angle of each pair from one position to the next."""
-    return base ** -(torch.arange(0, rope_dim, 2, dtype=dtype, device=device) / max(rope_dim, 1))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None, lengths: Tensor | None) -> None:

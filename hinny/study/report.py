@@ -43,13 +43,13 @@ def report(study: str | Path) -> Path:
     svgs = {plot.id: [inline(svg, f"{plot.id}{i}", html.escape(": ".join(filter(None, (plot.title, panel.title)))))
                       for i, (svg, panel) in enumerate(zip(drawn[plot.id], plot.panels, strict=True))]
             for plot in content["plots"]}
-    page = _template("report.html.j2", escape=True).render(**content, svgs=svgs, light=PALETTE, dark=DARK)
+    page = template("report.html.j2", escape=True).render(**content, svgs=svgs, light=PALETTE, dark=DARK)
     files = {plot.id: [f"{PLOT_FOLDER}/{plot.id}-{i}.svg" for i in range(len(plot.panels))]
              for plot in content["plots"]}
     for plot in content["plots"]:
         for name, svg in zip(files[plot.id], drawn[plot.id], strict=True):
             write_atomically(layout.root / name, standalone(svg))
-    text = _template("report.md.j2", escape=False).render(**content, files=files)
+    text = template("report.md.j2", escape=False).render(**content, files=files)
     write_atomically(layout.root / "report.html", page)
     write_atomically(layout.root / "report.md", text)
     return layout.root / "report.html"
@@ -119,7 +119,8 @@ def data_facts(data: dict[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _template(name: str, *, escape: bool) -> jinja2.Template:
+def template(name: str, *, escape: bool) -> jinja2.Template:
+    """A page's template; `escape`: for HTML."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("hinny.study"), autoescape=escape,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(name)

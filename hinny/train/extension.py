@@ -130,11 +130,22 @@ def _check_positions(base: Base, meta: dict[str, Any], recipe: Recipe) -> None:
     if was["positions"] == "none":
         log.warning("model.attention.positions is rope, and %s was trained without positions on %d tokens: its "
                     "attention has to learn them.", base.run.path, base.length)
-    elif attention.rope_base == was["rope_base"]:
+    elif attention.rope_scaling is None and attention.rope_base == was["rope_base"]:
         log.warning("train.seq_len is %d, %.3g times the %d tokens that %s was trained on, and its rotary positions "
                     "stay as they are (base %g): attention meets angles that it has not seen. Raise model.attention."
                     "rope_base, set model.attention.rope_scaling, or drop positions.", length, length / base.length,
                     base.length, base.run.path, attention.rope_base)
+    scaling = attention.rope_scaling
+    if scaling is None:
+        return
+    before = was.get("rope_scaling")
+    trained = base.length if before is None else before["trained_len"]
+    if scaling.trained_len != trained:
+        told = (f"model.attention.rope_scaling.trained_len is {scaling.trained_len}, and {base.run.path} was trained "
+                f"on {trained} tokens before any scaling")
+        if not converted(meta):
+            raise ConfigError(f"{told}. Set it to {trained}.")
+        log.warning("%s, as far as its recipe knows.", told)
 
 
 def _print(meta: dict[str, Any]) -> str:

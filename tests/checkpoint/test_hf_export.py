@@ -39,6 +39,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", dict(pattern="*-*-", attention=ROPE | dict(rope_fraction=1.0), mlp=SWIGLU)),
     ("llama", dict(pattern="*-", attention=ROPE | dict(rope_fraction=1.0, head_dim=6, n_kv_heads=1), mlp=SWIGLU,
                    tie_embeddings=True, norm_eps=1e-2)),
+    ("llama", dict(pattern="*-", mlp=SWIGLU, attention=ROPE | dict(rope_fraction=1.0, rope_scaling=dict(
+        method="interpolation", factor=2.5, trained_len=8)))),
+    ("llama", dict(pattern="*-", mlp=SWIGLU, attention=ROPE | dict(rope_fraction=1.0, head_dim=12, rope_scaling=dict(
+        method="yarn", factor=4.0, trained_len=8, beta_fast=2.0, beta_slow=1.0)))),
+    ("nemotron", dict(pattern="*-", norm="layernorm1p", mlp=RELU2, attention=ROPE | dict(
+        head_dim=24, rope_scaling=dict(method="yarn", factor=3.0, trained_len=8, beta_fast=32.0, beta_slow=0.5)))),
 ]
 
 
@@ -79,7 +85,8 @@ def test_what_is_written_comes_back_bit_for_bit(name: str, changes: dict[str, An
     for key, tensor in ours.state_dict().items():
         assert torch.equal(found.pop(key), tensor), key
     assert list(found) == (["head.weight"] if name == "nemotron_h" and ours.config.tie_embeddings else [])
-    assert foreign.facts["longest sequence"] == "64"
+    scaling = ours.config.attention and ours.config.attention.rope_scaling
+    assert foreign.facts["longest sequence"] == str(scaling.reach if scaling else 64)
     assert "settings that change nothing here" not in foreign.facts or name == "nemotron_h"
     different = {key for key, value in foreign.model if value != getattr(ours.config, key)}
     # cuts, the fallback of init_std and lengths of chunks are no part of what is computed

@@ -44,6 +44,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("Llama", BLOCKS | dict(
         head_dim=6, tie_word_embeddings=True, num_key_value_heads=1, rms_norm_eps=1e-2,
         rope_parameters=dict(rope_type="default", rope_theta=50.0))),
+    "llama-linear": ("Llama", BLOCKS | dict(
+        max_position_embeddings=8, rope_parameters=dict(rope_type="linear", rope_theta=50.0, factor=3.0))),
+    "llama-yarn": ("Llama", BLOCKS | dict(head_dim=12, max_position_embeddings=32, rope_parameters=dict(
+        rope_type="yarn", rope_theta=50.0, factor=4.0, original_max_position_embeddings=8, beta_fast=2.0))),
+    "nemotron-yarn": ("Nemotron", BLOCKS | dict(head_dim=24, max_position_embeddings=24, rope_parameters=dict(
+        rope_type="yarn", rope_theta=50.0, factor=3.0, original_max_position_embeddings=8, beta_fast=2.0,
+        beta_slow=0.5, partial_rotary_factor=0.5))),
 }
 
 

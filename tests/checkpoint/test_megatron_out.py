@@ -15,7 +15,7 @@ from hinny.checkpoint.formats.megatron_args import Args
 from hinny.checkpoint.formats.megatron_names import LOCAL, RELEASED
 from hinny.checkpoint.formats.megatron_settings import Sizes as Shapes
 from hinny.checkpoint.formats.megatron_settings import infer_model, infer_pattern
-from hinny.config import ModelConfig, load_recipe, validate
+from hinny.config import ModelConfig, RopeScaling, load_recipe, validate
 from hinny.errors import CheckpointError
 from hinny.model import Model
 
@@ -223,3 +223,27 @@ def test_the_released_models_have_these_names_shapes_and_recipes(name):
         parts = {row.theirs: tuple(row.cut.shards(torch.empty(shapes[row.theirs], device="meta"), ranks)[0].shape)
                  for row in rows}
         assert infer_model(inferred.pattern, names, Shapes(parts, ranks), args, lambda rows: rows, False) == inferred
+
+
+def scaled(**attention):
+    model = config("*-*-", MULTI_HEAD)
+    return model.model_copy(update={"attention": model.attention.model_copy(update=attention)})
+
+
+@pytest.mark.parametrize(("length", "trained"), [(None, 32), (96, 32)])
+def test_interpolated_positions_are_an_option_of_megatrons(tmp_path, length, trained):
+    model = scaled(rope_scaling=RopeScaling(method="interpolation", factor=4.0, trained_len=trained))
+    megatron.write_checkpoint(model, weights("*-*-", MULTI_HEAD).__getitem__, tmp_path, seq_len=length)
+    args = torch.load(tmp_path / "release" / "mp_rank_00" / FILE, weights_only=False)["args"]
+    assert (args.rotary_seq_len_interpolation_factor, args.seq_length) == (4, 128)
+    assert megatron.open_checkpoint(tmp_path).model.attention == model.attention
+
+
+@pytest.mark.parametrize(("attention", "says"), [
+    (dict(score_scale=1.5), "score_scale is 1.5; Megatron has no such factor"),
+    (dict(rope_scaling=RopeScaling(method="yarn", factor=4.0, trained_len=32)), "rope_scaling is yarn by 4"),
+    (dict(rope_scaling=RopeScaling(method="interpolation", factor=2.5, trained_len=32)), "is interpolation by 2.5")])
+def test_positions_that_megatron_cannot_be_told_of_are_refused(tmp_path, attention, says):
+    model = scaled(**attention)
+    with pytest.raises(CheckpointError, match=says):
+        megatron.write_checkpoint(model, weights("*-*-", MULTI_HEAD).__getitem__, tmp_path)

@@ -25,6 +25,10 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("*", {"attention": dict(n_heads=4, n_kv_heads=4, head_dim=8, positions="none")}),
     ("*", {"attention": dict(n_heads=4, n_kv_heads=1, head_dim=8, positions="rope", rope_fraction=1.0,
                              rope_base=100.0)}),
+    ("*M", {"attention": dict(n_heads=4, n_kv_heads=2, head_dim=8, positions="rope", rope_fraction=1.0, rope_base=100.0,
+                              score_scale=1.5, rope_scaling=dict(method="yarn", factor=4.0, trained_len=8))}),
+    ("*", {"attention": dict(n_heads=4, n_kv_heads=2, head_dim=8, positions="rope", rope_fraction=0.5, rope_base=100.0,
+                             rope_scaling=dict(method="interpolation", factor=4.0, trained_len=8))}),
 ]
 
 

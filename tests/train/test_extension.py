@@ -143,6 +143,25 @@ def test_longer_rotary_positions_left_as_they_are_are_told(hybrid, base, data, t
     assert not [r for r in caplog.records if "rotary" in r.message]
 
 
+def test_scaling_is_of_the_length_that_the_base_was_trained_on(hybrid, base, data, tmp_path, caplog):
+    def scaled(trained, source=base.path, factor=4.0):
+        scaling = {"method": "yarn", "factor": factor, "trained_len": trained}
+        return extended(hybrid, source, length=96, model={"attention": {**ROPE, "rope_scaling": scaling}})
+
+    with caplog.at_level(logging.WARNING, logger="hinny.train"):
+        longer = train(scaled(32), tmp_path / "long", data=data)
+    assert not caplog.records
+    with pytest.raises(ConfigError, match=r"trained_len is 48, and .* was trained on 32 tokens .* Set it to 32\."):
+        train(scaled(48), tmp_path / "wrong", data=data)
+    # a second extension is told the length before any scaling
+    assert train(scaled(32, longer.path, 6.0), tmp_path / "again", data=data).finished
+    folder = tmp_path / "converted"
+    converted(folder, values_of(hybrid.model, seed=3), config=hybrid.model)
+    with caplog.at_level(logging.WARNING, logger="hinny.train"):
+        train(scaled(48, folder), tmp_path / "from-converted", data=data)
+    assert "trained_len is 48" in caplog.text
+
+
 def test_positions_on_a_base_without_them_are_told(recipe_of, data, tmp_path, caplog):
     plain = recipe_of("M*-")
     base = train(plain, tmp_path / "base", data=data)

@@ -122,10 +122,12 @@ def open_class(
     prefix, embedding = find_prefix(tensors, folder, embeddings)
     ignored = tied_head(tensors, f"{prefix}{embedding}.weight", folder) if model.tie_embeddings else {}
     ignored = ignored | (frequencies(tensors) if rotary else {})
-    said = more(settings, model)  # before the settings that nobody asked for are told
+    said = dict(more(settings, model))  # before the settings that nobody asked for are told
+    if model.attention is not None and model.attention.rope_scaling is not None:
+        said[LONGEST] = str(model.attention.rope_scaling.reach)
     return Foreign(format=f"Hugging Face {model_type}", model=model, tensors=tensors,
                    rows=rows_of(model, prefix, embedding), ignored=ignored, tokenizer=tokenizer_files(folder),
-                   facts=facts(settings, tensors) | dict(said))
+                   facts=facts(settings, tensors) | said)
 
 
 def open_weights(folder: Path) -> Tensors:
@@ -164,30 +166,6 @@ def tied_head(tensors: Tensors, embedding: str, folder: Path) -> dict[str, str]:
 def frequencies(tensors: Tensors) -> dict[str, str]:
     """Tables of rotary frequencies, which old files hold, as names to leave aside."""
     return {name: "computed from rope_theta" for name in tensors.infos if name.endswith("rotary_emb.inv_freq")}
-
-
-def rope(settings: Settings, head_dim: int, fraction: float) -> dict[str, Any]:
-    """[model.attention]'s keys for plain rotary positions; `fraction` of a head is rotated where the settings say none.
-
-    rope_parameters, as of transformers 5, or rope_theta and partial_rotary_factor beside rope_scaling.
-    """
-    tables = [settings.need(key, dict) for key in ("rope_parameters", "rope_scaling") if key in settings]
-    base, share = settings.get("rope_theta", float, 0.0), settings.get("partial_rotary_factor", float, 0.0)
-    for table in tables:
-        kind = table.get("rope_type", table.get("type", "default"))
-        known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-        if odd := [key for key in table if key not in known and table[key] is not None]:
-            raise CheckpointError(f"{settings.file}: the rotary positions are scaled or changed by "
-                                  f"{', '.join(odd)} (rope_type {kind!r}); hinny has plain ones alone.")
-        if kind != "default":
-            raise CheckpointError(f"{settings.file}: rope_type is {kind!r}; hinny has plain rotary positions, "
-                                  "'default', alone.")
-        for key, value in (("rope_theta", base), ("partial_rotary_factor", share)):
-            if table.get(key) is not None and value and table[key] != value:
-                raise CheckpointError(f"{settings.file}: {key} is {value} and, among the rope parameters, "
-                                      f"{table[key]}; it is not clear which is meant. Make them agree.")
-        base, share = table.get("rope_theta") or base, table.get("partial_rotary_factor") or share
-    return {"positions": "rope", "rope_fraction": float(share or fraction), "rope_base": float(base or 10000.0)}
 
 
 def width(heads: int, head_dim: int, d_model: int) -> dict[str, int]:
@@ -252,6 +230,8 @@ def refuse_all_but(model: ModelConfig, name: str, *, layers: str, norm: str) -> 
     found = []
     if odd := sorted(set(model.pattern) - set(layers) - {"|"}):
         found.append(f"model.pattern has {_quoted(odd)} layers; {name} has {_quoted(layers)} alone.")
+    if model.attention is not None and model.attention.score_scale is not None:
+        found.append(f"model.attention.score_scale is {model.attention.score_scale}; {name} has no such factor.")
     if model.norm != norm:
         found.append(f'model.norm is "{model.norm}"; {name} has "{norm}" alone.')
     return found

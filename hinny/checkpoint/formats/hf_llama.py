@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from hinny.checkpoint.formats import hf_folder as hf
+from hinny.checkpoint.formats import hf_rope
 from hinny.checkpoint.formats.foreign import Foreign
 from hinny.checkpoint.formats.hf_layers import block_rows, head_row
 from hinny.checkpoint.formats.table import Row
@@ -63,11 +64,8 @@ def write_settings(model: ModelConfig, folder: Path, *, dtype: torch.dtype, max_
         "hidden_size": model.d_model, "num_hidden_layers": model.depth // 2, "intermediate_size": m.d_ff,
         "hidden_act": "silu", "num_attention_heads": a.n_heads, "num_key_value_heads": a.n_kv_heads,
         "head_dim": a.head_dim, "rms_norm_eps": model.norm_eps, "tie_word_embeddings": model.tie_embeddings,
-        "initializer_range": model.init_std, "max_position_embeddings": max_len, "attention_bias": False,
-        "mlp_bias": False, "attention_dropout": 0.0,
-        # the rotary settings under their names before transformers 5 and since
-        "rope_theta": a.rope_base, "rope_scaling": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": a.rope_base}}, dtype=dtype, eod=eod)
+        "initializer_range": model.init_std, "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+        **hf_rope.written(a, max_len)}, dtype=dtype, eod=eod)
     return []
 
 
@@ -78,7 +76,7 @@ def _model(settings: hf.Settings) -> ModelConfig:
     settings.must_lack("sliding_window", "sliding windows")
     d_model, n_heads = settings.need("hidden_size", int), settings.need("num_attention_heads", int)
     head_dim = settings.get("head_dim", int, d_model // n_heads)
-    rope = hf.rope(settings, head_dim, 1.0)
+    rope = hf_rope.rope(settings, head_dim, 1.0)
     if rope["rope_fraction"] != 1.0:
         raise CheckpointError(f"{settings.file}: partial_rotary_factor is {rope['rope_fraction']}; the class ignores "
                               "it and rotates whole heads: it is not clear what was trained. Remove it or set it to 1.")

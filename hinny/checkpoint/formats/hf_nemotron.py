@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from hinny.checkpoint.formats import hf_folder as hf
+from hinny.checkpoint.formats import hf_rope
 from hinny.checkpoint.formats.foreign import Foreign
 from hinny.checkpoint.formats.hf_layers import block_rows, head_row
 from hinny.checkpoint.formats.table import Row
@@ -53,16 +54,13 @@ def write_settings(model: ModelConfig, folder: Path, *, dtype: torch.dtype, max_
     a, m = model.attention, model.mlp
     assert a is not None
     assert m is not None
-    # the rotary settings under their names before transformers 5 and since
-    rotary = {"rope_theta": a.rope_base, "partial_rotary_factor": a.rope_fraction}
     hf.write_config(folder, {
         "architectures": [ARCHITECTURE], "model_type": NAME, "vocab_size": model.vocab_size,
         "hidden_size": model.d_model, "num_hidden_layers": model.depth // 2, "intermediate_size": m.d_ff,
         "hidden_act": m.activation, "num_attention_heads": a.n_heads, "num_key_value_heads": a.n_kv_heads,
         "head_dim": a.head_dim, "norm_eps": model.norm_eps, "tie_word_embeddings": model.tie_embeddings,
-        "initializer_range": model.init_std, "max_position_embeddings": max_len, "attention_bias": False,
-        "mlp_bias": False, "attention_dropout": 0.0, **rotary,
-        "rope_parameters": {"rope_type": "default", **rotary}}, dtype=dtype, eod=eod)
+        "initializer_range": model.init_std, "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+        **hf_rope.written(a, max_len, partial_rotary_factor=a.rope_fraction)}, dtype=dtype, eod=eod)
     if m.activation == "relu2":
         return []
     return [f"hidden_act is {m.activation}. transformers computes it. Servers may have squared ReLU built into this "
@@ -83,6 +81,6 @@ def _model(settings: hf.Settings) -> ModelConfig:
         "tie_embeddings": settings.get("tie_word_embeddings", bool, False),
         "init_std": settings.get("initializer_range", float, hf.INIT_STD) or hf.INIT_STD,
         "attention": {"n_heads": n_heads, "n_kv_heads": settings.get("num_key_value_heads", int, n_heads),
-                      "head_dim": head_dim, **hf.rope(settings, head_dim, FRACTION)},
+                      "head_dim": head_dim, **hf_rope.rope(settings, head_dim, FRACTION)},
         "mlp": {"d_ff": settings.need("intermediate_size", int),
                 "activation": settings.get("hidden_act", str, "relu2")}})

@@ -19,8 +19,7 @@ MUST_BE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "*": {"add_qkv_bias": (False,), "multi_latent_attention": (False,), "qk_layernorm": (False,),
           "qk_l2_norm": (False,),
           "window_size": (None,), "attention_output_gate": (False,), "softmax_type": ("vanilla",),
-          "no_rope_freq": (None,), "rotary_interleaved": (False,), "use_rope_scaling": (False,),
-          "rotary_seq_len_interpolation_factor": (None, 1)},
+          "no_rope_freq": (None,), "rotary_interleaved": (False,), "use_rope_scaling": (False,)},
 }
 """Layers, any of which make them matter → options of Megatron that change the result and that hinny has not → their
 values that leave the result alone."""

@@ -188,7 +188,21 @@ def _positions(args: Args) -> dict[str, Any]:
     if kind != "rope":
         raise CheckpointError(f"{args.source}: args.position_embedding_type is {kind!r}; hinny has 'none' and 'rope'.")
     return {"positions": "rope", "rope_fraction": args.get("rotary_percent", 1.0),
-            "rope_base": args.get("rotary_base", 10000.0)}
+            "rope_base": args.get("rotary_base", 10000.0), **_interpolation(args)}
+
+
+def _interpolation(args: Args) -> dict[str, Any]:
+    """Positions divided by a factor, so that seq_length tokens lie where seq_length / factor were trained."""
+    key = "rotary_seq_len_interpolation_factor"
+    factor = args.need(key, int) if args.has(key) else 1
+    if factor == 1:
+        return {}
+    if factor < 1 or not args.has("seq_length") or args.need("seq_length", int) < factor:
+        raise CheckpointError(f"{args.source}: args.{key} is {factor} and args.seq_length "
+                              f"{args.fields.get('seq_length')!r}; the trained length is their quotient, which must be "
+                              "a positive number.")
+    length = args.need("seq_length", int)
+    return {"rope_scaling": {"method": "interpolation", "factor": float(factor), "trained_len": -(-length // factor)}}
 
 
 def _mlp(layer: str, names: Names, sizes: Sizes, args: Args, d_model: int) -> dict[str, Any]:

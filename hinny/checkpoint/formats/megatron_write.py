@@ -46,6 +46,12 @@ def refusals(model: ModelConfig, *, layout: str = "current", tp: int = 1, pp: in
         out.append(f"model.pattern {model.pattern!r} has Mamba layers of the first kind (1), which Megatron has not")
     if "M" in model.pattern and model.norm_eps != NORM_EPS:
         out.append(f"model.norm_eps is {model.norm_eps}; the gated norm of Megatron's mixer has {NORM_EPS}")
+    if a := model.attention:
+        if a.score_scale is not None:
+            out.append(f"model.attention.score_scale is {a.score_scale}; Megatron has no such factor of the scores")
+        if a.rope_scaling is not None and (a.rope_scaling.method != "interpolation" or a.rope_scaling.factor % 1):
+            out.append(f"model.attention.rope_scaling is {a.rope_scaling.method} by {a.rope_scaling.factor:g}; "
+                       "Megatron's checkpoints tell interpolation by a whole number alone")
     out += [f"{key} is {size}, which tp = {tp} must divide" for key, size in _shared(model).items() if size % tp]
     layers = len(symbols(model)) // (2 if names_of(model, layout).whole else 1)
     if sum(_stages(model, layout, pp)) != layers:
@@ -80,6 +86,9 @@ def write_checkpoint(model: ModelConfig, read: Callable[[str], Tensor], folder: 
     names = names_of(model, layout)
     table, start = rows(model, names), 0
     args = _args(model, names, layout, tp, pp)
+    if model.attention and model.attention.rope_scaling:
+        # Megatron divides by the factor, and tells no other length
+        seq_len = model.attention.rope_scaling.reach
     if seq_len is not None:
         args |= {"seq_length": seq_len, "max_position_embeddings": seq_len}
     for stage, length in enumerate(_stages(model, layout, pp)):
@@ -214,7 +223,8 @@ def _args(model: ModelConfig, names: Names, layout: str, tp: int, pp: int) -> di
         args |= {"num_attention_heads": a.n_heads, "kv_channels": a.head_dim, "num_query_groups": a.n_kv_heads,
                  "group_query_attention": a.n_heads != a.n_kv_heads, "position_embedding_type": a.positions}
         if a.positions == "rope":
-            args |= {"rotary_percent": a.rope_fraction, "rotary_base": a.rope_base, "rotary_interleaved": False}
+            args |= {"rotary_percent": a.rope_fraction, "rotary_base": a.rope_base, "rotary_interleaved": False,
+                     "rotary_seq_len_interpolation_factor": int(a.rope_scaling.factor) if a.rope_scaling else None}
     if f := model.mlp:
         args |= {"ffn_hidden_size": f.d_ff, "swiglu": f.activation == "swiglu",
                  "squared_relu": f.activation == "relu2", "openai_gelu": False, "bias_gelu_fusion": False}
