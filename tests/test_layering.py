@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"errors", "config", "pattern", "state", "layers"},
     "objective": {"state", "ops", "model"},
     "parallel": {"errors", "config", "pattern", "ops", "state", "layers", "model", "objective"},
-    "data": {"errors", "config", "tokenizer"},
+    "draw": {"errors"},
+    "data": {"errors", "config", "tokenizer", "draw"},
     "checkpoint": {"errors", "config", "pattern", "run", "tokenizer", "model", "parallel"},
     "train": {"errors", "config", "counts", "predict", "run", "state", "ops", "model", "objective", "parallel", "data",
               "checkpoint", "verb"},
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Room → rooms that it may import. The command line, `cli`, may import any of them."""
 
 NO_TORCH = ["errors", "config", "pattern", "counts", "predict", "memory", "run", "tokenizer", "show", "study",
-            "progress", "cli"]
+            "draw", "progress", "cli"]
 
 
 def _imports(file: Path) -> set[str]:

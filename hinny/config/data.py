@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hinny.config.section import Section
+from hinny.config.section import Positive, Section
 
 Weight = Annotated[float, Field(gt=0.0)]
 
@@ -28,6 +28,15 @@ class SyntheticConfig(Section):
         return self
 
 
+class LongConfig(Section):
+    """Long documents, shown more often than others (hinny.data.layout)."""
+
+    min_tokens: Positive
+    """Documents of so many tokens or more are long."""
+    weight: Annotated[float, Field(gt=1.0)]
+    """How often an epoch shows them: n of them come floor(n · weight) times."""
+
+
 class DataConfig(Section):
     """Where tokens come from, their order, and how they are packed."""
 
@@ -42,6 +51,11 @@ class DataConfig(Section):
     """reset: no layer sees across a document's edge. leak: packed documents see each other, as in the paper's runs."""
     eod_mask_loss: bool = False
     """Megatron's option of that name: what follows an end-of-document token is not learned. For boundaries = "leak"."""
+    join: Literal["order", "source", "random"] = "order"
+    """Which documents are neighbours with order = "windows". order: as in the folder. source: those of one source are
+    adjacent, for a folder made with --source-field. random: in a seeded order anew each epoch."""
+    long: LongConfig | None = None
+    """Long documents are shown more often, with order = "windows"; each document once an epoch without it."""
     synthetic: SyntheticConfig | None = None
 
     @model_validator(mode="after")
@@ -54,6 +68,10 @@ class DataConfig(Section):
         if self.order != "windows" and self.synthetic is not None:
             raise ValueError(f'order = "{self.order}" is exactly Megatron\'s, which has no synthetic sequences; remove '
                              '[data.synthetic] or set order = "windows".')
+        if self.order != "windows" and (self.join != "order" or self.long is not None):
+            key = "long" if self.join == "order" else f'join = "{self.join}"'
+            raise ValueError(f'{key} has no place in order = "{self.order}", which is exactly Megatron\'s; remove it '
+                             'or set order = "windows".')
         if self.eod_mask_loss and self.boundaries == "reset":
             raise ValueError('eod_mask_loss has no effect with boundaries = "reset", which never learns how the next '
                              'document begins; remove it or set boundaries = "leak".')

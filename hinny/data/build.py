@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hinny import tokenizer as tokenizers
 from hinny.data.jobs import (
     SPLITS,
     EncodeJob,
     ExcerptJob,
     ScanJob,
+    load_aside,
     load_scan,
     load_tokens,
     scan_name,
     tokens_name,
 )
+from hinny.data.lengths import Lengths
+from hinny.data.origins import Names, write_names, write_numbers
 from hinny.data.phonebook import spelling
 from hinny.data.pieces import Piece, Source
 from hinny.data.shards import ShardWriter, token_dtype
@@ -77,7 +82,7 @@ class Build:
         for _ in self._workers.run(jobs(), meter):
             pass
         self._report("read", 1.0)
-        scan = load_scan(self._work.path, pieces)
+        scan = load_scan(self._work.path, pieces, "source_field" in self._options)
         if scan.blank.all():
             raise DataError(f"there is no text: {self._source.description()} has {len(scan.blank)} documents, all "
                             "empty.")
@@ -119,14 +124,19 @@ class Build:
         dtype = token_dtype(tokenizer.vocab_size)
         counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
         wanted = _used(planned)
+        found: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         for s, split in enumerate(SPLITS):
             with ShardWriter(folder / split, dtype) as writer:
                 for done, number in enumerate(wanted):
                     tokens, lengths, n_bytes = load_tokens(self._work.path, number, split)
                     writer.add_documents(tokens, lengths)
+                    found[split].append(lengths)
                     for what, more in (("documents", len(lengths)), ("tokens", len(tokens)), ("bytes", n_bytes)):
                         counts[split][what] += more
                     self._report("join", (s + (done + 1) / len(wanted)) / len(SPLITS))
+        lengths_of = {split: np.concatenate(found[split]) for split in SPLITS}
+        aside = self._left_out(planned, lengths_of) | self._write_origins(folder, planned)
+        for split in SPLITS:
             if not counts[split]["documents"]:
                 raise DataError(f"the data set is too small: {planned.n_bytes} bytes leave no {split} text.")
         fingerprint = hashlib.sha256(f"{planned.request} {tokenizer.fingerprint}".encode()).hexdigest()
@@ -134,7 +144,41 @@ class Build:
         return {"fingerprint": fingerprint, "request": planned.request, "tokenizer_fingerprint": tokenizer.fingerprint,
                 "vocab_size": tokenizer.vocab_size, "eod": tokenizer.eod, "dtype": dtype.name,
                 "source": {**self._source.description(), "documents": len(planned.scan.blank) - empty, "empty": empty},
-                **counts}
+                **counts, "lengths": Lengths.of(lengths_of["train"]).table(), **aside}
+
+    def _left_out(self, planned: Plan, kept: dict[str, np.ndarray]) -> dict[str, Any]:
+        """What data.json says of documents that were too short; `kept` has the lengths of all others, by split.
+
+        DataError if a split has no others.
+        """
+        least = self._options.get("min_tokens")
+        if least is None:
+            return {}
+        short = {split: np.concatenate([load_aside(self._work.path, number, split)[1] for number in _used(planned)])
+                 for split in SPLITS}
+        every = Lengths.of(np.concatenate([*kept.values(), *short.values()]))
+        if every.documents and (empty := [split for split in SPLITS if not len(kept[split])]):
+            raise DataError(f"min_tokens {least} leaves no {' and no '.join(empty)} document: of {every.documents} "
+                            f"documents {sum(map(len, kept.values()))} are that long; the longest has {every.longest} "
+                            f"tokens, the median is {every.quantile(0.5)}. Give a smaller --min-tokens, longer texts "
+                            "or, where only the held-out split is empty, a larger --held-out.")
+        return {"min_tokens": least, "left_out": {
+            split: {"documents": len(short[split]), "tokens": int(short[split].sum())} for split in SPLITS}}
+
+    def _write_origins(self, folder: Path, planned: Plan) -> dict[str, Any]:
+        """Where each document is from, into `folder`; what data.json says of it. Nothing where it was not asked for."""
+        scan = planned.scan
+        if scan.origins is None:
+            return {}
+        names = Names()
+        for split in SPLITS:
+            numbers = [np.zeros(0, np.uint32)]
+            for number in _used(planned):
+                places, _ = load_aside(self._work.path, number, split)
+                numbers.append(names.numbers(scan.names, scan.origins[int(scan.starts[number]) + places]))
+            write_numbers(folder, split, np.concatenate(numbers))
+        write_names(folder, names.listed)
+        return {"sources": {"field": self._options["source_field"], "names": len(names.listed)}}
 
     def _encode(self, planned: Plan, tokenizer: tokenizers.Tokenizer) -> None:
         """The tokens of every chosen document, in the parts."""
@@ -149,7 +193,8 @@ class Build:
         meter = self._meter("encode", planned.scan, wanted, 1.0)
         for number in set(wanted) - set(missing):
             meter.settle(int(planned.scan.piece_sizes[number]))
-        jobs = (EncodeJob(number, piece, self._salt, *planned.of(number), self._work.path, name)
+        jobs = (EncodeJob(number, piece, self._salt, *planned.of(number), self._work.path, name,
+                          self._options.get("min_tokens", 0))
                 for number, piece in self._pieces(missing))
         for _ in self._workers.run(jobs, meter):
             pass

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from hinny import tokenizer as tokenizers
 from hinny.config import DataConfig
+from hinny.data.origins import read_numbers
 from hinny.data.shards import Shard
 from hinny.errors import ConfigError, DataError
 
@@ -53,6 +56,13 @@ class DataFolder:
         sequences = range(*self._pair[split])
         self._compare(shard.part(sequences), split)
         return shard, sequences
+
+    def origins(self, split: Split) -> np.ndarray:
+        """(documents,) uint32: the number of each document's source; DataError if the folder does not have them."""
+        if "sources" not in self.record:
+            raise DataError(f'{self.path}: data.join = "source" needs to know where each document is from, and the '
+                            "folder does not say; prepare it with --source-field NAME, or set another data.join.")
+        return read_numbers(self.path, split, len(self.shard(split).document_ends))
 
     def _compare(self, shard: Shard, split: Split) -> None:
         found = {"dtype": shard.dtype.name, "tokens": shard.n_tokens, "documents": len(shard.document_ends)}

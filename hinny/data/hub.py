@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hinny.data.lines import JSONLines, LineRange, text_of_record
+from hinny.data.lines import JSONLines, LineRange, fields_of
 from hinny.data.pieces import Document, Piece, Source
 from hinny.data.work import Unfinished, Work, damaged, put
 from hinny.errors import ConfigError, DataError
@@ -25,8 +25,8 @@ STREAM_BYTES = 16_000_000
 ROWS_TOLD = 1000
 """Rows between two reports of a stream's progress."""
 
-FIELD = "text"
-"""Where the parts of a stream have the text."""
+FIELD, SOURCE_FIELD = "text", "source"
+"""Where the parts of a stream have the text, and where it is from."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,12 @@ class Rows(Piece):
     source: str
     first: int
     size: int
+    source_field: str | None
 
     def documents(self) -> Iterator[Document]:
         for place, record in enumerate(self.rows):
-            yield Document(text_of_record(record, self.field, partial(self.name, place)), self, place)
+            data, source = fields_of(record, self.field, self.source_field, partial(self.name, place))
+            yield Document(data, self, place, source)
 
     def name(self, place: int) -> str:
         return _row(self.source, self.first + place)
@@ -62,14 +64,17 @@ class Rows(Piece):
 class HubRows(Source):
     """A data set on disk."""
 
-    def __init__(self, options: HubOptions, field: str, rows: Any) -> None:
-        if field not in rows.column_names:
-            raise DataError(f"{options.name}: no field {field!r}; its rows have "
-                            f"{', '.join(map(repr, rows.column_names))}. Name one with --field.")
-        rows = rows.with_format(None).select_columns([field])
+    def __init__(self, options: HubOptions, field: str, rows: Any, source_field: str | None) -> None:
+        wanted = {"--field": field} | ({} if source_field is None else {"--source-field": source_field})
+        for option, name in wanted.items():
+            if name not in rows.column_names:
+                raise DataError(f"{options.name}: no field {name!r}; its rows have "
+                                f"{', '.join(map(repr, rows.column_names))}. Name one with {option}.")
+        rows = rows.with_format(None).select_columns(list(wanted.values()))
         self._rows = rows if options.rows is None else rows.select(range(min(options.rows, len(rows))))
         self._options = options
         self._field = field
+        self._source_field = source_field
 
     def pieces(self, piece_bytes: int) -> Iterator[Piece]:
         n, size = len(self._rows), self.size()
@@ -77,7 +82,7 @@ class HubRows(Source):
         for first in range(0, n, step):
             stop = min(first + step, n)
             yield Rows(self._rows.select(range(first, stop)), self._field, self._options.name, first,
-                       size * stop // n - size * first // n)
+                       size * stop // n - size * first // n, self._source_field)
 
     def size(self) -> int:
         return int(self._rows.data.nbytes)
@@ -103,9 +108,10 @@ class LaidDown(LineRange):
 class HubStream(Source):
     """A data set that is read as a stream; `fetch` lays it down, and must come before anything is read."""
 
-    def __init__(self, options: HubOptions, field: str, rows: Any) -> None:
+    def __init__(self, options: HubOptions, field: str, rows: Any, source_field: str | None) -> None:
         self._options = options
         self._field = field
+        self._source_field = source_field
         self._rows = rows
         self._files: list[Path] = []
 
@@ -131,8 +137,9 @@ class HubStream(Source):
         lines: list[bytes] = []
         size = 0
         for record in self._read(rows):
-            text = text_of_record(record, self._field, partial(_row, self._options.name, rows)).decode()
-            lines.append(json.dumps({FIELD: text}, ensure_ascii=False).encode() + b"\n")
+            text, source = fields_of(record, self._field, self._source_field, partial(_row, self._options.name, rows))
+            kept = {FIELD: text.decode()} | ({} if source is None else {SOURCE_FIELD: source})
+            lines.append(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
             size += len(lines[-1])
             rows += 1
             if rows % ROWS_TOLD == 0:
@@ -167,9 +174,10 @@ class HubStream(Source):
         self._files.append(work.path / lines_file)
 
     def pieces(self, piece_bytes: int) -> Iterator[Piece]:
-        for piece in JSONLines(self._files, FIELD).pieces(piece_bytes):
+        source_field = None if self._source_field is None else SOURCE_FIELD
+        for piece in JSONLines(self._files, FIELD, source_field).pieces(piece_bytes):
             assert isinstance(piece, LineRange)
-            yield LaidDown(piece.path, piece.field, piece.start, piece.size)
+            yield LaidDown(piece.path, piece.field, piece.start, piece.size, piece.source_field)
 
     def size(self) -> int:
         return JSONLines(self._files, FIELD).size()
@@ -181,7 +189,7 @@ class HubStream(Source):
         return self.description()
 
 
-def open_hub(options: HubOptions, field: str) -> Source:
+def open_hub(options: HubOptions, field: str, source_field: str | None = None) -> Source:
     """The data set; ConfigError for options that don't go together, DataError if it cannot be opened."""
     if options.rows is not None and options.rows < 1:
         raise ConfigError(f"hf_rows is {options.rows}; it must be at least 1.")
@@ -196,7 +204,7 @@ def open_hub(options: HubOptions, field: str) -> Source:
     # datasets raises what it, the network and its readers raise
     except Exception as fault:
         raise DataError(f"hf {options.name} cannot be opened: {type(fault).__name__}: {fault}") from None
-    return HubStream(options, field, rows) if options.stream else HubRows(options, field, rows)
+    return (HubStream if options.stream else HubRows)(options, field, rows, source_field)
 
 
 def _open(datasets: Any, options: HubOptions) -> Any:

@@ -31,6 +31,7 @@ class LineRange(Piece):
     field: str
     start: int
     size: int
+    source_field: str | None = None
 
     def documents(self) -> Iterator[Document]:
         stop = self.start + self.size
@@ -43,7 +44,9 @@ class LineRange(Piece):
                     offset = self.start - 1 + len(file.readline())
                 while offset < stop and (line := file.readline()):
                     if line.strip():
-                        yield Document(text_of_line(line, self.field, partial(self.name, offset)), self, offset)
+                        where = partial(self.name, offset)
+                        data, source = fields_of_line(line, self.field, self.source_field, where)
+                        yield Document(data, self, offset, source)
                     offset += len(line)
         except OSError as fault:
             raise unreadable(self.path, fault) from None
@@ -62,22 +65,27 @@ class Lines(Piece):
     first: int
     data: bytes
     size: int
+    source_field: str | None = None
 
     def documents(self) -> Iterator[Document]:
         for number, line in enumerate(io.BytesIO(self.data), self.first):
             if line.strip():
-                yield Document(text_of_line(line, self.field, partial(self.name, number)), self, number)
+                where = partial(self.name, number)
+                data, source = fields_of_line(line, self.field, self.source_field, where)
+                yield Document(data, self, number, source)
 
     def name(self, place: int) -> str:
         return f"{self.path} line {place}"
 
 
 class JSONLines(Source):
-    """One document per line: the text under `field` of the line's JSON object; blank lines are passed over."""
+    """One document per line: the text under `field` of the line's JSON object, and where it is from under
+    `source_field`, if that is given; blank lines are passed over."""
 
-    def __init__(self, paths: Sequence[Path], field: str) -> None:
+    def __init__(self, paths: Sequence[Path], field: str, source_field: str | None = None) -> None:
         self.paths = paths
         self.field = field
+        self.source_field = source_field
         for path in paths:
             if path.suffix in READERS:
                 READERS[path.suffix].check(path)
@@ -85,11 +93,31 @@ class JSONLines(Source):
     def pieces(self, piece_bytes: int) -> Iterator[Piece]:
         for path in self.paths:
             if path.suffix in READERS:
-                yield from _compressed(path, self.field, piece_bytes)
+                yield from self._compressed(path, piece_bytes)
             else:
                 size, _ = stat_of(path)
                 for start in range(0, size, piece_bytes):
-                    yield LineRange(path, self.field, start, min(piece_bytes, size - start))
+                    yield LineRange(path, self.field, start, min(piece_bytes, size - start), self.source_field)
+
+    def _compressed(self, path: Path, piece_bytes: int) -> Iterator[Lines]:
+        """Pieces of whole lines, of about `piece_bytes` before compression; their sizes add up to the file's."""
+        held: list[bytes] = []
+        length, first, told = 0, 1, 0
+        try:
+            with open(path, "rb") as file:
+                for block in READERS[path.suffix].blocks(file, path):
+                    held.append(block)
+                    length += len(block)
+                    if length < piece_bytes or (cut := block.rfind(b"\n") + 1) == 0:
+                        continue
+                    held[-1] = block[:cut]
+                    data, held = b"".join(held), [block[cut:]]
+                    yield Lines(path, self.field, first, data, file.tell() - told, self.source_field)
+                    first, length, told = first + data.count(b"\n"), len(held[0]), file.tell()
+                if data := b"".join(held):
+                    yield Lines(path, self.field, first, data, file.tell() - told, self.source_field)
+        except OSError as fault:
+            raise unreadable(path, fault) from None
 
     def size(self) -> int:
         return sum(stat_of(path)[0] for path in self.paths)
@@ -105,8 +133,9 @@ class JSONLines(Source):
         return found
 
 
-def text_of_line(line: bytes, field: str, where: Callable[[], str]) -> bytes:
-    """The text of one line, as UTF-8; DataError, with the line's name, if there is none."""
+def fields_of_line(line: bytes, field: str, source_field: str | None,
+                   where: Callable[[], str]) -> tuple[bytes, str | None]:
+    """Text and source of one line, as `fields_of`; DataError, with the line's name, if it is no JSON object."""
     text = decode(line, where)
     try:
         record = json.loads(text)
@@ -114,7 +143,14 @@ def text_of_line(line: bytes, field: str, where: Callable[[], str]) -> bytes:
         raise DataError(f"{where()}: not JSON: {fault}. Each line must be one JSON object.") from None
     if not isinstance(record, dict):
         raise DataError(f"{where()}: a JSON {type(record).__name__}, expected an object with field {field!r}.")
-    return text_of_record(record, field, where)
+    return fields_of(record, field, source_field, where)
+
+
+def fields_of(record: dict[str, Any], field: str, source_field: str | None,
+              where: Callable[[], str]) -> tuple[bytes, str | None]:
+    """Text (as UTF-8) and source of a record; DataError, with the record's name, if one of them is no text."""
+    source = None if source_field is None else text_of_record(record, source_field, where).decode()
+    return text_of_record(record, field, where), source
 
 
 def text_of_record(record: dict[str, Any], field: str, where: Callable[[], str]) -> bytes:
@@ -185,27 +221,6 @@ class _Zstandard:
 
 READERS: dict[str, _Gzip | _Zstandard] = {".gz": _Gzip(), ".zst": _Zstandard()}
 """Ending of a compressed file → how it is read."""
-
-
-def _compressed(path: Path, field: str, piece_bytes: int) -> Iterator[Lines]:
-    """Pieces of whole lines, of about `piece_bytes` before compression; their sizes add up to the file's."""
-    held: list[bytes] = []
-    length, first, told = 0, 1, 0
-    try:
-        with open(path, "rb") as file:
-            for block in READERS[path.suffix].blocks(file, path):
-                held.append(block)
-                length += len(block)
-                if length < piece_bytes or (cut := block.rfind(b"\n") + 1) == 0:
-                    continue
-                held[-1] = block[:cut]
-                data, held = b"".join(held), [block[cut:]]
-                yield Lines(path, field, first, data, file.tell() - told)
-                first, length, told = first + data.count(b"\n"), len(held[0]), file.tell()
-            if data := b"".join(held):
-                yield Lines(path, field, first, data, file.tell() - told)
-    except OSError as fault:
-        raise unreadable(path, fault) from None
 
 
 def _count_lines(file: IO[bytes], stop: int) -> int:

@@ -19,6 +19,8 @@ import numpy as np
 from hinny.config import DataConfig, SyntheticConfig
 from hinny.data import megatron
 from hinny.data.folder import DataFolder, open_folders
+from hinny.data.layout import check_layout, shown
+from hinny.data.lengths import Lengths, document_lengths
 from hinny.data.synthetic import TRAINING
 from hinny.data.windows import Blend, Windows, taken
 from hinny.errors import DataError
@@ -57,11 +59,23 @@ class Stream:
         self._seed = seed
         self._share = Fraction(str(config.synthetic.share)) if config.synthetic else Fraction(0)
         samples = steps * batch_size
+        check_layout(config, folders)
         self.order = _text_order(config, folders, samples=samples, seq_len=seq_len, seed=seed)
         self.fingerprint = _fingerprint(config, folders, seq_len=seq_len, batch_size=batch_size, seed=seed,
                                         samples=samples)
         self.epochs = dict(zip(config.folders, self.order.epochs(samples - taken(samples, self._share)), strict=True))
         """Folder → how often the run shows its train split."""
+        self._folders = folders
+
+    def lengths(self) -> Lengths:
+        """Of the documents of all folders, each as often as the run shows it beside the others."""
+        found = [document_lengths(folder.shard("train")) for folder in self._folders]
+        times = []
+        for lengths, weight in zip(found, self._config.folders.values(), strict=True):
+            copies = shown(lengths, self._config.long).astype(float)
+            # a folder's weight is its share of the tokens
+            times.append(copies * (weight / float((copies * lengths).sum())) if len(found) > 1 else copies)
+        return Lengths.of(np.concatenate(found), np.concatenate(times))
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """The batch of optimiser step `step`, counted from 0; `rows`: these of its rows alone."""
@@ -92,9 +106,9 @@ def _text_order(config: DataConfig, folders: list[DataFolder], *, samples: int, 
             return megatron.Source(folders[0], samples, seq_len, seed)
         return megatron.Blended(folders, weights, config.order, samples=samples, seq_len=seq_len, seed=seed)
     if config.blend is None:
-        return Windows(folders[0], seq_len, seed)
+        return Windows(folders[0], config, seq_len, seed)
     # a third number from 2 on: 1 is that of synthetic sequences
-    return Blend([Windows(folder, seq_len, seed, (k + 2,)) for k, folder in enumerate(folders)], weights)
+    return Blend([Windows(folder, config, seq_len, seed, (k + 2,)) for k, folder in enumerate(folders)], weights)
 
 
 def _fingerprint(config: DataConfig, folders: list[DataFolder], *, seq_len: int, batch_size: int, seed: int,
@@ -109,6 +123,10 @@ def _fingerprint(config: DataConfig, folders: list[DataFolder], *, seq_len: int,
         settings |= {"order": config.order, "samples": samples}
     if config.eod_mask_loss:
         settings["eod_mask_loss"] = True
+    if config.join != "order":
+        settings["join"] = config.join
+    if config.long is not None:
+        settings["long"] = config.long.model_dump(mode="json")
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from hinny.data.lengths import Lengths, document_lengths
 from hinny.data.shards import Shard
 from hinny.errors import ConfigError, DataError
 from hinny.tokenizer import Tokenizer
@@ -73,4 +74,5 @@ def read_pair(prefix: str | Path, tokenizer: Tokenizer, split: str, report: Call
             "source": {"kind": "megatron", "prefix": str(prefix), "split": split},
             "pair": {"prefix": str(prefix), "sequences": len(shard), "train": [train.start, train.stop],
                      "heldout": [heldout.start, heldout.stop]},
-            **{name: {"documents": len(part.document_ends), "tokens": part.n_tokens} for name, part in parts.items()}}
+            **{name: {"documents": len(part.document_ends), "tokens": part.n_tokens} for name, part in parts.items()},
+            "lengths": Lengths.of(document_lengths(parts["train"])).table()}

@@ -29,6 +29,8 @@ class Document:
     data: bytes
     piece: Piece
     place: int
+    source: str | None = None
+    """Where it is from (a book, a repository), if that is asked for."""
 
     @property
     def name(self) -> str:

@@ -20,6 +20,7 @@ from hinny import tokenizer as tokenizers
 from hinny.data.build import Build, Progress
 from hinny.data.folder import DataFolder, read_record
 from hinny.data.hub import HubOptions, HubStream
+from hinny.data.lengths import Lengths, document_lengths, write_plot
 from hinny.data.pairs import SPLIT, read_pair
 from hinny.data.pieces import MAX_PIECE_BYTES, Source, piece_size
 from hinny.data.shards import Shard
@@ -46,7 +47,8 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
             hf_split: str | None = None, hf_rows: int | None = None, stream: bool = False,
             tokenizer: str | Path | None = None, vocab_size: int | None = None,
             held_out: float = HELD_OUT, max_bytes: int | None = None, seed: int = 0, recall_words: bool = False,
-            megatron: str | Path | None = None, split: str | None = None, workers: int = 1,
+            megatron: str | Path | None = None, split: str | None = None, min_tokens: int | None = None,
+            source_field: str | None = None, seq_len: int | None = None, workers: int = 1,
             progress: Progress | None = None) -> dict[str, Any]:
     """Write the data folder `out` and return its data.json, with `reused` true if it was there already.
 
@@ -59,7 +61,11 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
     a seeded choice of documents up to that size. recall_words: the tokenizer also learns the words of phone books, so
     that recall prompts are short. megatron: in place of text, the prefix of a .bin and .idx that Megatron made, with
     their tokenizer; they are not copied. split: their parts for training, held out and unused, in Megatron's words,
-    "99,1,0" without it. workers: processes that read and encode; the folder's bytes are the same with any number.
+    "99,1,0" without it. min_tokens: documents of fewer tokens, their end-of-document token counted, are left out of
+    both splits. source_field: with jsonl and hf, what says where a document is from (a book, a repository), which is
+    kept (hinny.data.origins). seq_len: a length to mark in the plot of the documents' lengths, and the record then has
+    `of_seq_len`: shares of documents and tokens in train documents at least that long. workers: processes that read
+    and encode; the folder's bytes are the same with any number.
 
     A call that was stopped goes on from its finished parts when it is made again.
     Raises DataError for text that cannot be used and for a folder that holds something else.
@@ -70,21 +76,29 @@ def prepare(out: str | Path, *, text: Sequence[str | Path] | None = None, jsonl:
     if megatron is not None:
         idle = {"text": text, "jsonl": jsonl, "field": field, "hf": hf, **hub, "vocab_size": vocab_size,
                 "max_bytes": max_bytes, "recall_words": recall_words or None, "seed": seed or None,
+                "min_tokens": min_tokens, "source_field": source_field,
                 "workers": None if workers == 1 else workers, "held_out": None if held_out == HELD_OUT else held_out}
-        return _prepare_pair(Path(out), megatron, tokenizer, SPLIT if split is None else split, idle, report)
+        _check_lengths(None, seq_len)
+        found = _prepare_pair(Path(out), megatron, tokenizer, SPLIT if split is None else split, idle, report)
+        return _told(Path(out), found, seq_len)
     if split is not None:
         raise ConfigError(f"split {split!r} has no effect without megatron; use held_out, or remove it.")
     _check(held_out, max_bytes, workers, tokenizer, vocab_size, recall_words)
+    _check_lengths(min_tokens, seq_len)
     if hf is None:
         _refuse(hub, "without hf")
     given = None if tokenizer is None else tokenizers.load(tokenizer)
     vocab_size = VOCAB_SIZE if vocab_size is None else vocab_size
     options = {"format": FORMAT, "held_out": held_out, "max_bytes": max_bytes, "seed": seed,
                "tokenizer": given.fingerprint if given else f"bpe {vocab_size}",
-               "recall_words": recall_words}
+               "recall_words": recall_words,
+               # folders from before these options keep their requests
+               **({} if min_tokens is None else {"min_tokens": min_tokens}),
+               **({} if source_field is None else {"source_field": source_field})}
     source = open_source(_listed(text), _listed(jsonl), field,
-                         None if hf is None else HubOptions(str(hf), hf_config, hf_split, hf_rows, stream))
-    return _prepare_source(Path(out), source, options, workers, report, given or vocab_size)
+                         None if hf is None else HubOptions(str(hf), hf_config, hf_split, hf_rows, stream),
+                         source_field)
+    return _told(Path(out), _prepare_source(Path(out), source, options, workers, report, given or vocab_size), seq_len)
 
 
 def _prepare_source(out: Path, source: Source, options: dict[str, Any], workers: int, report: Progress,
@@ -148,6 +162,7 @@ def _whole(out: Path, partial: Path, request: str, fill: Callable[[Path], dict[s
     partial.mkdir(parents=True)
     try:
         record = {**fill(partial), "command": _command()}
+        write_plot(partial, _lengths(partial, record), None)
         put(partial, "data.json", lambda file: file.write(f"{json.dumps(record, indent=2)}\n".encode()))
         sync_folder(partial)
         reused = _publish(partial, out, request)
@@ -168,6 +183,29 @@ def _check(held_out: float, max_bytes: int | None, workers: int, tokenizer: str 
         _refuse({"vocab_size": vocab_size, "recall_words": recall_words or None}, "with a given tokenizer")
     elif vocab_size is not None:
         tokenizers.check_vocab_size(vocab_size)
+
+
+def _check_lengths(min_tokens: int | None, seq_len: int | None) -> None:
+    for name, value in (("min_tokens", min_tokens), ("seq_len", seq_len)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1.")
+
+
+def _lengths(folder: Path, record: dict[str, Any]) -> Lengths:
+    """Of the train documents of a data folder."""
+    if pair := record.get("pair"):
+        return Lengths.of(document_lengths(Shard(pair["prefix"]).part(range(*pair["train"]))))
+    return Lengths.of(document_lengths(Shard(folder / "train")))
+
+
+def _told(out: Path, record: dict[str, Any], seq_len: int | None) -> dict[str, Any]:
+    """The record with what was asked about `seq_len`, which the folder's plot marks from now on."""
+    if seq_len is None:
+        return record
+    lengths = _lengths(out, record)
+    write_plot(out, lengths, seq_len)
+    documents, tokens = lengths.at_least(seq_len)
+    return {**record, "of_seq_len": {"seq_len": seq_len, "documents": documents, "tokens": tokens}}
 
 
 def _refuse(idle: dict[str, Any], where: str) -> None:

@@ -106,17 +106,23 @@ class TextFiles(Source):
 
 
 def open_source(text: Sequence[str | Path] | None, jsonl: Sequence[str | Path] | None, field: str | None,
-                hub: HubOptions | None = None) -> Source:
+                hub: HubOptions | None = None, source_field: str | None = None) -> Source:
     """The source that the arguments of `prepare` name."""
     named = [name for name, value in (("text", text), ("jsonl", jsonl), ("hf", hub)) if value is not None]
     if len(named) > 1:
         raise ConfigError(f"{' and '.join(named)} are both given; choose one of them.")
+    if source_field is not None and source_field == (field or "text"):
+        raise ConfigError(f"source_field {source_field!r} is the field of the text itself; name the one that says "
+                          "where a text is from.")
     if hub is not None:
-        return open_hub(hub, field or "text")
+        return open_hub(hub, field or "text", source_field)
     if jsonl is not None:
         if field is None:
             raise ConfigError("jsonl needs field, the key of the text in each line, for instance --field text.")
-        return JSONLines([Path(p) for p in jsonl], field)
+        return JSONLines([Path(p) for p in jsonl], field, source_field)
+    if source_field is not None:
+        raise ConfigError(f"source_field {source_field!r} has no effect without jsonl or hf: text files have no "
+                          "fields. Write the texts as JSON lines, with their source beside them, or remove it.")
     if field is not None:
         raise ConfigError(f"field {field!r} has no effect without jsonl or hf; remove it.")
     return StandardLibrary() if text is None else TextFiles([Path(p) for p in text])

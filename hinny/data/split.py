@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ class Scan:
     """What was found of all documents of a source, in its order.
 
     sizes (documents,) int64 bytes; keys (documents, 32) uint8, the seeded hash of each; blank (documents,) bool;
-    starts (pieces + 1,) int64, the first document of each piece; piece_sizes (pieces,) int64 bytes of the source.
+    starts (pieces + 1,) int64, the first document of each piece; piece_sizes (pieces,) int64 bytes of the source;
+    origins (documents,) uint32, the number in `names` of what each document is from, None where that is not asked for.
     """
 
     sizes: np.ndarray
@@ -29,6 +30,8 @@ class Scan:
     blank: np.ndarray
     starts: np.ndarray
     piece_sizes: np.ndarray
+    origins: np.ndarray | None = None
+    names: list[str] = field(default_factory=list)
 
     @property
     def pieces(self) -> int:
@@ -98,6 +101,8 @@ def plan(scan: Scan, options: dict[str, Any]) -> Plan:
     request = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for number in np.flatnonzero(stops):
         request.update(scan.keys[number].tobytes() + f"{train_stops[number]} {stops[number]};".encode())
+        if scan.origins is not None:
+            request.update(json.dumps(scan.names[scan.origins[number]]).encode())
     return Plan(scan, train_stops, stops, request.hexdigest())
 
 

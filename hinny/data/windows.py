@@ -1,6 +1,7 @@
 """Our order of text: windows of T + 1 tokens that overlap by one, each once an epoch, from one folder or a blend.
 
-A source's sample j is window j % n of epoch j // n, in that epoch's own seeded order. In a blend, sample j belongs to
+A source's sample j is window j % n of epoch j // n, in that epoch's own seeded order. Windows cut the shard as it lies,
+or documents that hinny.data.layout puts next to each other in another way. In a blend, sample j belongs to
 the first source k for which floor((j + 1) · s) is one more than floor(j · s), where s is its share of the weights from
 k on; the samples that are left are counted anew for the sources behind it. So weights are kept exactly and evenly, and
 source and place follow from j alone.
@@ -14,7 +15,9 @@ from fractions import Fraction
 
 import numpy as np
 
+from hinny.config import DataConfig
 from hinny.data.folder import DataFolder
+from hinny.data.layout import layout
 from hinny.data.shards import Shard
 from hinny.errors import DataError
 
@@ -29,18 +32,24 @@ class Row:
 
 
 class Windows:
-    """The train split of one folder; `key` makes the seed of its own among those of a blend."""
+    """The train split of one folder, by data.join and data.long of `config`.
 
-    def __init__(self, folder: DataFolder, seq_len: int, seed: int, key: tuple[int, ...] = ()) -> None:
+    `key` makes the seed of its own among those of a blend.
+    """
+
+    def __init__(self, folder: DataFolder, config: DataConfig, seq_len: int, seed: int,
+                 key: tuple[int, ...] = ()) -> None:
         self.folder = folder
         self._shard = folder.shard("train")
+        self._layout = layout(folder, config, seed, key)
         self._seq_len = seq_len
         self._seed = seed
         self._key = key
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
-        self.n_windows = (self._shard.n_tokens - 1) // seq_len
+        n_tokens = self._shard.n_tokens if self._layout is None else self._layout.n_tokens
+        self.n_windows = (n_tokens - 1) // seq_len
         if self.n_windows < 1:
-            raise DataError(f"{folder.path}: the train split has {self._shard.n_tokens} tokens, but one sequence of "
+            raise DataError(f"{folder.path}: the train split has {n_tokens} tokens, but one sequence of "
                             f"seq_len {seq_len} needs {seq_len + 1}; prepare more text or set a smaller train.seq_len.")
 
     def row(self, sample: int) -> Row:
@@ -50,8 +59,10 @@ class Windows:
             self._order = np.random.default_rng([self._seed, epoch, *self._key]).permutation(self.n_windows)
             self._epoch = epoch
         window = int(self._order[place])
-        return Row(*read_window(self._shard, window * self._seq_len, self._seq_len + 1),
-                   f"train window {window} of epoch {epoch}")
+        start, length = window * self._seq_len, self._seq_len + 1
+        found = (read_window(self._shard, start, length) if self._layout is None
+                 else self._layout.read(epoch, start, length))
+        return Row(*found, f"train window {window} of epoch {epoch}")
 
     def epochs(self, samples: int) -> list[float]:
         """How often `samples` samples show the source."""

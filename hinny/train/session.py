@@ -15,6 +15,7 @@ from hinny.checkpoint import Saver, fingerprint, latest, load
 from hinny.config import Recipe
 from hinny.data.ahead import Ahead
 from hinny.data.folder import record_name
+from hinny.data.lengths import write_plot
 from hinny.data.mix import Batch, Stream
 from hinny.errors import CheckpointError, DataError, TrainingError
 from hinny.parallel.initial import init_weights
@@ -115,11 +116,14 @@ class Session:
                  self.device.type if self.mesh.world == 1 else f"{self.mesh.world} x {self.device.type}")
 
     def _adopt_data(self) -> None:
-        """Keep what the run is trained on: the tokenizer, data.json of every folder; say how often it sees each."""
+        """Keep what the run is trained on: the tokenizer, data.json of every folder, how long documents are; say how
+        often it sees each folder.
+        """
         folders = [Path(folder) for folder in self.recipe.data.folders]
         self.run.adopt(*folders[0].glob("tokenizer.*"))
         for k, folder in enumerate(folders):
             self.run.adopt(folder / "data.json", name=record_name(k))
+        write_plot(self.run.path, self.stream.lengths(), self.recipe.train.seq_len)
         for name, epochs in self.stream.epochs.items():
             log.info("%s: %.2f epochs in %d steps.", name, epochs, self.recipe.train.steps)
 

@@ -1,7 +1,13 @@
-"""A small corpus of invented text and the data folder made of it."""
+"""A small corpus of invented text, the data folder made of it, and a stand-in for Hugging Face data sets."""
+
+import json
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
+from stand_in_hub import OPTIONS, ROWS, Stream, Table, shards
 
 from hinny.data.prepare import prepare
 
@@ -31,3 +37,32 @@ def folder(corpus, tmp_path_factory):
     path = tmp_path_factory.mktemp("prepared") / "data"
     prepare(path, text=[corpus], vocab_size=600, held_out=0.1)
     return path
+
+
+@pytest.fixture
+def datasets(monkeypatch):
+    """The stand-in, which records how it is called and serves `module.stream` where a stream is asked for."""
+    module = types.ModuleType("datasets")
+    module.calls = []
+    module.stream = Stream(ROWS)
+
+    def load_dataset(name, config, *, split, streaming):
+        module.calls.append((name, config, split, streaming))
+        if split not in ("train", "validation"):
+            raise ValueError(f"Unknown split {split!r}.")
+        rows = ROWS if split == "train" else ROWS[:40]
+        return module.stream if streaming else Table(rows)
+
+    module.load_dataset = load_dataset
+    module.load_from_disk = lambda name: (
+        Table(ROWS) if (Path(name) / "state.json").exists() else {"train": Table(ROWS), "validation": Table(ROWS[:40])})
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return module
+
+
+@pytest.fixture
+def expected(tmp_path):
+    """The shards of the same documents as JSON lines."""
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    prepare(tmp_path / "same", jsonl=[tmp_path / "same.jsonl"], field="text", **OPTIONS)
+    return shards(tmp_path / "same")

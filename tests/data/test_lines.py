@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hinny.data.lines import JSONLines, text_of_line
+from hinny.data.lines import JSONLines, fields_of_line
 from hinny.errors import DataError
 
 TEXTS = ["one", "", "two é\nlines", "x" * 300, "three", *(f"text {n}" for n in range(40))]
@@ -101,4 +101,4 @@ def test_zst_by_the_real_package(tmp_path) -> None:
 @pytest.mark.parametrize("value", ["[" * 100_000 + "]" * 100_000, "9" * 5000])
 def test_json_that_python_cannot_hold_is_refused_with_its_line(value: str) -> None:
     with pytest.raises(DataError, match=r"file\.jsonl line 7: not JSON"):
-        text_of_line(f'{{"text": "a", "other": {value}}}'.encode(), "text", lambda: "file.jsonl line 7")
+        fields_of_line(f'{{"text": "a", "other": {value}}}'.encode(), "text", None, lambda: "file.jsonl line 7")

@@ -53,7 +53,7 @@ def test_a_split_that_is_none_is_refused(split):
 
 def test_the_files_stay_where_they_are_and_the_splits_are_their_sequences(made, tmp_path):
     record = prepare(tmp_path / "d", megatron=made, tokenizer="bytes", split="3,1")
-    assert set(os.listdir(tmp_path / "d")) == {"data.json", "tokenizer.json"}
+    assert set(os.listdir(tmp_path / "d")) == {"data.json", "tokenizer.json", "lengths.svg"}
     folder = DataFolder(str(tmp_path / "d"), 257)
     train, heldout = folder.shard("train"), folder.shard("heldout")
     assert [train[i].tolist() for i in range(len(train))] == SEQUENCES[:30]

@@ -47,7 +47,7 @@ def test_data_json_says_what_the_folder_holds(folder):
     assert record["source"]["documents"] == 40
     assert record["command"]
     assert set(os.listdir(folder)) == {"data.json", "tokenizer.json", "train.bin", "train.idx", "heldout.bin",
-                                       "heldout.idx"}
+                                       "heldout.idx", "lengths.svg"}
 
 
 def test_the_tokenizer_is_learnt_from_train_documents_only(tmp_path):

@@ -16,7 +16,8 @@ RECORD = {"train": {"documents": 3, "tokens": 4000}, "heldout": {"documents": 1,
 GIVEN: dict[str, Any] = {
     "text": [Path("a"), Path("b")], "jsonl": [Path("c.jsonl.gz")], "field": "body", "hf": "some/name", "hf_config": "C",
     "hf_split": "test", "hf_rows": 7, "stream": True, "tokenizer": Path("t.json"), "vocab_size": 300, "held_out": 0.25,
-    "max_bytes": 9, "seed": 4, "recall_words": True, "megatron": Path("m"), "split": "9,1", "workers": 3}
+    "max_bytes": 9, "seed": 4, "recall_words": True, "megatron": Path("m"), "split": "9,1",
+    "min_tokens": 12, "source_field": "repo", "seq_len": 16, "workers": 3}
 
 
 def test_every_option_reaches_the_function_of_that_name(monkeypatch) -> None:
