@@ -204,7 +204,9 @@ def build(recipe: dict[str, Any], debs: Path, out: Path) -> dict[str, Any]:
     seen, sources, digest = Seen(), {}, hashlib.sha256()
     for package in recipe["package"]:
         open_deb(package, debs)
-    with open(out, "wb") as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    with open(part, "wb") as file:
         for package in recipe["package"]:
             count = size = 0
             for name, text in documents(package, files(package, debs, rules["skip"]), rules["longest"], rules["share"]):
@@ -220,6 +222,7 @@ def build(recipe: dict[str, Any], debs: Path, out: Path) -> dict[str, Any]:
                 count, size = count + 1, size + len(text.encode())
             sources[package["name"]] = {"documents": count, "bytes": size}
             print(f"{package['name']:32} {count:6} documents {size / 1e6:8.2f} MB", flush=True)
+    part.replace(out)
     return {
         "documents": sum(one["documents"] for one in sources.values()),
         "bytes": sum(one["bytes"] for one in sources.values()),

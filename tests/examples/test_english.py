@@ -10,20 +10,15 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-import zlib
 from pathlib import Path
 from typing import Any
 
+import english
+import overlap
+import prose
 import pytest
 
-FOLDER = Path(__file__).parent.parent.parent / "examples" / "english"
-sys.path.insert(0, str(FOLDER))
-
-import books  # noqa: E402
-import english  # noqa: E402
-import manuals  # noqa: E402
-import pages  # noqa: E402
-import prose  # noqa: E402
+FOLDER = Path(english.__file__).parent
 
 TALE = (
     "It was not that the keeper of the light had never seen a ship before, but that all of them had gone by on the "
@@ -159,6 +154,21 @@ def test_what_came_before_is_left_out(tmp_path: Path) -> None:
     assert found[1]["text"] == THIRD + "\n\n" + THIRD + " " + THIRD[::-1]
 
 
+def test_the_overlap_counts_windows_of_held_out_documents(tmp_path: Path) -> None:
+    words = [
+        f"w{chr(97 + number % 26)}{chr(97 + number // 26 % 26)}{chr(97 + number // 676)}" for number in range(4000)
+    ]
+    held, other = " ".join(words[:3000]), " ".join(words[1500:])
+    first = sorted((held, other), key=lambda text: hashlib.sha256(text.encode()).digest()[0])[0]
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (held, other)))
+    bound = hashlib.sha256(first.encode()).digest()[0] + 1
+    documents, windows, known = overlap.overlap(path, bound)
+    shared = prose.fingerprints(" ".join(words[1500:3000]))
+    assert (documents, windows, known) == (1, len(prose.fingerprints(first)), len(shared))
+    assert known > 50
+
+
 def test_windows_of_words_are_found_wherever_they_stand() -> None:
     alone = set(prose.fingerprints(TALE, sample=1))
     assert len(alone) == len(TALE.split()) - 15
@@ -197,94 +207,6 @@ def test_a_long_book_goes_on_in_another_document(tmp_path: Path) -> None:
         ("usr/a.html part 1", TALE + "\n\n" + OTHER),
         ("usr/a.html part 2", THIRD),
     ]
-
-
-def test_html_to_text() -> None:
-    page = (
-        b"""<!DOCTYPE html><html><head><title>no</title><style>p > b {}</style></head><body>
-      <div class="sphinxsidebar"><ul><li>no</li></ul></div>
-      <div class="body" role="main"><h1>The light<a class="headerlink" href="#x">&para;</a></h1>
-      <!-- no --><p>A <em>ship</em>&nbsp;came
-        by, <code>1 &lt; 2</code>.<p>Old pages leave these open.<br>Line.
-      <ul><li>one</li><li><p>two</p></li></ul>
-      <pre>if x:\n    y  <b>=</b> 1\n</pre><script>if (a < b) { no }</script>
-      <table><tr><th>a</th><td>b</td></tr></table>"""
-        + b"<p>"
-        + b"Enough to be the main part. " * 9
-        + b"""</p></div>
-      <div class="footer">no</div></body></html>"""
-    )
-    text = pages.from_html(page)
-    assert text.startswith(
-        "The light\n\nA ship came by, 1 < 2.\n\nOld pages leave these open. Line.\n\n- one\n- two\n\n"
-        "if x:\n    y  = 1\n\na | b\n\nEnough"
-    )
-    assert "no" not in text.split()
-
-
-def test_docbook_and_mallard_to_text() -> None:
-    page = (
-        b'<page xmlns="x"><info><desc>no</desc></info><title>Files</title>'
-        b"<p>Press <gui>Open</gui> in the <app>viewer</app>.</p>"
-        b"<list><item><p>one</p></item></list><para>See <![CDATA[a<b]]>.</para></page>"
-    )
-    assert pages.from_html(page) == "Files\n\nPress Open in the viewer.\n\n- one\n\nSee a<b."
-
-
-def test_man_pages_to_text() -> None:
-    man = rb""".\" no
-.TH LIGHT 7 "2020" "no"
-.SH NAME
-light \- a \fIlamp\fP for
-.BR ships (1)
-.TP
-.B \-\-on
-Lit \(em always.
-.nf
-a
-  b
-.fi
-"""
-    assert manuals.from_man(man) == "LIGHT(7)\n\nNAME\n\nlight - a lamp for ships(1)\n\n--on Lit — always.\n\na\n  b"
-    mdoc = b""".Dd May 1
-.Dt LAMP 4
-.Sh NAME
-.Nm lamp
-.Nd a light
-.Sh DESCRIPTION
-The
-.Nm
-driver, see
-.Xr ship 1 ,
-takes
-.Fl v
-and says
-.Dq lit .
-"""
-    assert manuals.from_man(mdoc) == (
-        "LAMP(4)\n\nNAME\n\nlamp - a light\n\nDESCRIPTION\n\nThe lamp driver, see ship(1), takes -v and says “lit”."
-    )
-
-
-def test_pod_info_and_text() -> None:
-    assert manuals.from_pod(
-        b"=head1 The B<light>\n\nSee L<the page|perlop> and C<< a > b >>.X<no>\n\n"
-        b"=over\n\n=item one\n\n=back\n\n    code\n\n=cut"
-    ) == ("The light\n\nSee the page and a > b.\n\n- one\n\n    code")
-    info = (
-        b"head\n\x1f\nFile: a.info,  Node: Top\n\nHello there.\n\n* Menu:\n\n* One::  no\n\n"
-        b"\x1f\nFile: a.info,  Node: One\n\n1 One\n*****\n\nText.\n"
-    )
-    assert manuals.from_info(info) == "Hello there.\n\n1 One\n*****\n\nText."
-    assert pages.from_text("b\x08bold \xe9\n\n\n\nend\f\n".encode("latin-1")) == "bold é\n\nend"
-
-
-def test_books_of_the_other_formats() -> None:
-    block = zlib.compress(b"<p>In the <w>be</w><w>ginning</w><lb/>there was</p>")
-    assert books.from_sword(block + b"gap" + zlib.compress(b"Light.")) == "In the beginning\n\nthere was\fLight."
-    strings = b"".join(b"\0\x04\0\x09" + len(one).to_bytes(4, "big") + one for one in (b"EMMA", b"", b"CHAPTER I"))
-    assert books.from_rdb(len(strings).to_bytes(4, "big") + zlib.compress(strings)) == "EMMA\n\nCHAPTER I"
-    assert books.from_wml(b'[message]\nspeaker=Nym\nmessage= _ "Look, ""there""!"\n[/message]') == 'Nym: Look, "there"!'
 
 
 def test_the_list_is_whole() -> None:
