@@ -15,7 +15,7 @@ from hinny.checkpoint import Saver, fingerprint, latest, load
 from hinny.config import Recipe
 from hinny.data.ahead import Ahead
 from hinny.data.folder import record_name
-from hinny.data.lengths import write_plot
+from hinny.data.lengths import check_long, write_plot
 from hinny.data.mix import Batch, Stream
 from hinny.errors import CheckpointError, DataError, TrainingError
 from hinny.parallel.initial import init_weights
@@ -89,6 +89,8 @@ class Session:
                             f"{prints[0][:12]}. Give all processes the same data.")
         if meta is None and base is not None:
             check_tokenizer(base.run, Path(next(iter(self.recipe.data.folders))))
+            self.together.first(lambda: check_long(self.stream.lengths(), base_len=base.length, seq_len=config.seq_len,
+                                                   folders=list(self.recipe.data.folders)))
         elif meta is not None and converted(meta):
             check_tokenizer(self.run, Path(next(iter(self.recipe.data.folders))))
         elif meta is not None and meta["data_fingerprint"] != self.stream.fingerprint:

@@ -15,7 +15,7 @@ from hinny.checkpoint import load_model, read_meta
 from hinny.config import Recipe, load_recipe, to_toml, validate
 from hinny.data.mix import Stream
 from hinny.data.prepare import prepare
-from hinny.errors import CheckpointError, ConfigError, RunError
+from hinny.errors import CheckpointError, ConfigError, DataError, RunError
 from hinny.train.loop import train
 
 ROPE = {"n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "positions": "rope", "rope_fraction": 0.5, "rope_base": 100.0}
@@ -168,6 +168,15 @@ def test_positions_on_a_base_without_them_are_told(recipe_of, data, tmp_path, ca
     with caplog.at_level(logging.WARNING, logger="hinny.train"):
         train(extended(plain, base.path, model={"attention": ROPE}), tmp_path / "long", data=data)
     assert "was trained without positions on 32 tokens" in caplog.text
+
+
+def test_data_without_a_document_longer_than_the_bases_sequences_are_refused(recipe_of, data, tmp_path):
+    recipe = recipe_of("M", seq_len=512, steps=1, batch_size=2, micro_batch_size=2, save_every=1,
+                       optim={"warmup_samples": 0})
+    base = train(recipe, tmp_path / "base", data=data)
+    with pytest.raises(DataError, match="No document is longer than the 512 tokens that the base was trained on"):
+        train(extended(recipe, base.path, length=1024), tmp_path / "long", data=data)
+    assert not (tmp_path / "long" / "recipe.toml").exists()
 
 
 def test_data_in_other_words_are_refused(hybrid, base, tmp_path):
