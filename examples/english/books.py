@@ -23,14 +23,14 @@ def _streams(data: bytes) -> Iterator[bytes]:
 
 
 def from_sword(data: bytes) -> str:
-    """A compressed SWORD module (zText, zCom): its blocks, chapters or books, parted by "\f"."""
+    """A compressed SWORD module (zText, zCom): its blocks, chapters or books, with form feeds between them."""
     return "\f".join(
         from_html(re.sub(rb"<lb[^>]*>|<br ?/?>", b"</p><p>", block.replace(b"\0", b"\n"))) for block in _streams(data)
     )
 
 
 def from_rdb(data: bytes) -> str:
-    """The strings of an R package's data, in their order: one line of a book each. "\f" parts the books."""
+    """The strings of an R package's data, in their order: one line of a book each, form feeds between books."""
     books = []
     for block in _streams(data):
         out = []
@@ -41,9 +41,7 @@ def from_rdb(data: bytes) -> str:
     return "\f".join(books)
 
 
-STORY = re.compile(
-    r'\b(speaker|message|story|description|title|name|objective|note)\s*=\s*(?:_\s*)?("(?:[^"]|"")*"|[^\n"]*)'
-)
+STORY = re.compile(r'\b(speaker|message|story|description)\s*=\s*(?:_\s*)?("(?:[^"]|"")*"|[^\n"]*)')
 
 
 def from_wml(data: bytes) -> str:

@@ -2,7 +2,7 @@
 
     python examples/english/english.py DEBS OUT.jsonl     # what DEBS lacks comes by `apt-get download`
 
-The same packages give the same bytes on every machine.
+The same packages give the same bytes on every machine (compared on Python 3.11 and 3.13).
 """
 
 from __future__ import annotations

@@ -113,7 +113,8 @@ def page_links(data: bytes) -> list[str]:
 def from_html(data: bytes) -> str:
     """HTML, XHTML, DocBook and Mallard: the main part of the page where it names one, without menus and footers."""
     source = decode(data).replace("\r", "")
-    out, open_tags, at = Writer(), [], 0
+    out, at = Writer(), 0
+    open_tags: list[tuple[str, bool, bool, bool]] = []  # name, left out, literal, main
     skipping = literal = 0
     main: list[int] = []
     for token in TOKEN.finditer(source):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 COMMON = frozenset(
@@ -36,7 +35,7 @@ def without_tables(text: str) -> str:
     )
 
 
-def fingerprints(text: str, sample: int = 16, key: Callable[[str], int] | None = None) -> list[int]:
+def fingerprints(text: str, sample: int = 16) -> list[int]:
     """Hashes of windows of 16 words, those that divide by `sample`: the same windows in every document."""
     known: dict[str, int] = {}
     sums: list[int] = []
