@@ -77,7 +77,7 @@ class Core:
 
     def step(self) -> list[Delivery]:
         """One pass → what became certain. A runner that raises fails the requests of this pass, no others, or before it
-        that one whose rows it could not copy; RankFailure, behind which nothing can be run, is raised."""
+        that one whose slot it could not clear; RankFailure, behind which nothing can be run, is raised."""
         ready, self._ready = self._ready, []
         if not self._alive:
             return ready
@@ -164,9 +164,8 @@ class Core:
 
     def _forked(self, parent: Continuation) -> list[Continuation]:
         """The other continuations of a prompt that has just been read, which go on from its state; those for which
-        there is no room read the prompt themselves when there is."""
+        there is no room, or whose copy fails, read the prompt themselves when there is."""
         at_work: list[Continuation] = []
-        # one whose copy fails is still the parent's
         while parent.forks:
             fork = parent.forks[0]
             if self.scheduler.fork(parent, fork):

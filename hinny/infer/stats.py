@@ -41,6 +41,9 @@ class Stats:
     """Tokens guessed."""
     accepted: int
     """Tokens guessed and found right."""
+    failed_copies: int
+    """Of states, which requests went on without: a snapshot was not kept or not used, a continuation read its prompt
+    itself, nothing was guessed."""
 
     @property
     def hit_rate(self) -> float:
@@ -61,3 +64,4 @@ class Tally:
     preemptions: int = 0
     drafted: int = 0
     accepted: int = 0
+    failed_copies: int = 0

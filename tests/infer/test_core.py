@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_runner import FakeRunner
 
+from hinny.checkpoint.ranks import RankFailure
 from hinny.errors import RequestError
 from hinny.infer.core import Core
 from hinny.infer.limits import Limits
@@ -186,6 +187,45 @@ def test_a_pass_that_fails_ends_its_requests_and_no_others(caplog: pytest.LogCap
     assert _tokens(found[numbers[2], 0]) == _greedy(LONG[2:], 10)
     core.forget()
     assert (core.stats().pages_used, core.stats().slots_used) == (0, 0)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_copy_that_fails_costs_no_request_more_than_reading(
+        recurrent: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    core = _core(recurrent, slots=20, sequences=6, drafts=3)
+
+    def fail(source: int, target: int) -> None:
+        raise torch.OutOfMemoryError("no room for a copy")
+
+    first = _run(core, Request(LONG[:30], 5, ignore_eod=True))[0]
+    for name in ("copy_slot", "copy_page"):
+        monkeypatch.setattr(core.runner, name, fail)
+    prompts = [LONG[:30], *((*LONG[:36], 100 + n) for n in range(3))]
+    # of a snapshot to a sequence, of a sequence to a snapshot, to a spare state, to another continuation
+    numbers = [core.add(Request(prompt, 12, n=1 + i % 2, ignore_eod=True)) for i, prompt in enumerate(prompts)]
+    found = _answers(core)
+    assert first == _greedy(LONG[:30], 5, recurrent)
+    for i, (number, prompt) in enumerate(zip(numbers, prompts, strict=True)):
+        for index in range(1 + i % 2):
+            assert _tokens(found[number, index]) == _greedy(prompt, 12, recurrent)
+            assert found[number, index][-1].ended == "length"
+    assert core.stats().failed_copies > 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "told once"
+    assert "no room for a copy" in caplog.text
+    core.forget()
+    assert (core.stats().pages_used, core.stats().slots_used) == (0, 0)
+
+
+def test_a_copy_behind_which_nothing_can_be_run_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = _core()
+
+    def fail(source: int, target: int) -> None:
+        raise RankFailure("rank 1 is gone")
+
+    monkeypatch.setattr(core.runner, "copy_slot", fail)
+    core.add(Request(LONG, 3))
+    with pytest.raises(RankFailure, match="rank 1"):
+        _answers(core)
 
 
 def test_logits_that_are_no_numbers_fail_their_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,5 +79,6 @@ class _Core(Collector):
                 ("prefix_lookups", now.prompts, "Prompts that were looked up in the prefix cache."),
                 ("prefix_hits", now.hits, "Prompts of which it held a beginning."),
                 ("drafted_tokens", now.drafted, "Tokens guessed from the text so far."),
-                ("accepted_tokens", now.accepted, "Guesses that the model confirmed.")):
+                ("accepted_tokens", now.accepted, "Guesses that the model confirmed."),
+                ("failed_copies", now.failed_copies, "Copies of states that failed, without which requests went on.")):
             yield CounterMetricFamily(f"hinny_{name}", what, value)
