@@ -7,8 +7,9 @@ from bisect import insort
 from hinny.infer.copying import Copying
 from hinny.infer.drafts import Lookup
 from hinny.infer.limits import Limits
+from hinny.infer.marks import alike
 from hinny.infer.pages import Copies, Memory
-from hinny.infer.prefixes import Match, Prefixes, alike
+from hinny.infer.prefixes import Match, Prefixes
 from hinny.infer.sequence import Continuation, Work, arrival
 from hinny.infer.stats import Tally
 
@@ -63,7 +64,7 @@ class Scheduler:
         place, most = 0, self.limits.sequences
         while place < min(len(self.waiting), most) and len(self.running) < most:
             sequence = self.waiting[place]
-            match = self.prefixes.match(sequence.tokens, len(sequence.tokens) - 1)
+            match = self.prefixes.match(sequence.tokens, len(sequence.tokens) - 1, sequence.marks)
             if ahead := self._ahead(sequence, match):
                 other, at = ahead
                 other.cuts.add(at)
@@ -124,9 +125,9 @@ class Scheduler:
             self.waiting.remove(sequence)
             return
         tokens = sequence.tokens[:sequence.held]
-        if keep and self.prefixes.lacks(tokens):
+        if keep and self.prefixes.lacks(tokens, sequence.marks):
             self.prefixes.keep(tokens, sequence.pages[:self.memory.needed(len(tokens))],
-                               sequence.slot if self.recurrent else None)
+                               sequence.slot if self.recurrent else None, sequence.marks)
         self.running.remove(sequence)
         self._release(sequence)
 
@@ -200,7 +201,7 @@ class Scheduler:
             return None
         for other in self.running:
             if other.reading and other.tokens[:worth] == tokens[:worth]:
-                same = alike(tuple(tokens[:-1]), other.tokens, 0)
+                same = min(len(tokens) - 1, alike(tokens, sequence.marks, other.tokens, other.marks))
                 if same - match.held >= worth and same > other.held:
                     return other, same
         return None
@@ -227,9 +228,9 @@ class Scheduler:
             prompt = sequence.request.prompt
             # a prompt that comes again needs the state before its last token: that one must be run for logits
             for cut in {match.known, len(prompt) - 1}:
-                if cut - match.held >= self.prefixes.worth and self.prefixes.lacks(prompt[:cut]):
+                if cut - match.held >= self.prefixes.worth and self.prefixes.lacks(prompt[:cut], sequence.marks):
                     sequence.cuts.add(cut)
-            self.prefixes.learn(prompt)
+            self.prefixes.learn(prompt, sequence.marks)
 
     def _start(self, sequence: Continuation, match: Match) -> bool:
         """Rows for a sequence, the ones of `match` copied or shared. False, and nothing changed, without room or if
@@ -257,10 +258,10 @@ class Scheduler:
     def _snapshot(self, sequence: Continuation) -> None:
         """Keep the state of a sequence that goes on from it, if there is a slot for it and it can be copied."""
         tokens, slot = sequence.tokens[:sequence.held], None
-        if not self.prefixes.lacks(tokens):
+        if not self.prefixes.lacks(tokens, sequence.marks):
             return
         if self.recurrent and (not self.prefixes.make_place() or (slot := self.copying.copied(sequence)) is None):
             return
-        self.prefixes.keep(tokens, sequence.pages[:self.memory.needed(len(tokens))], slot)
+        self.prefixes.keep(tokens, sequence.pages[:self.memory.needed(len(tokens))], slot, sequence.marks)
         if slot is not None:
             self.memory.slots.release((slot,))
