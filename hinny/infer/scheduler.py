@@ -110,12 +110,13 @@ class Scheduler:
         """Let `child` go on from the parent's state, which holds the whole prompt. Whether it does: there may be no
         room, or the copy fails."""
         memory = self.memory
+        child.begun, child.cached = True, parent.cached
         part = parent.held % memory.page if memory.pages.total else 0
         if len(self.running) >= self.limits.sequences or not self.prefixes.make_room(bool(part), 1):
             return False
         if not self.copying.take(child, parent.slot, parent.pages, parent.held, int(bool(part))):
             return False
-        child.reading, child.cached = False, parent.cached
+        child.reading = False
         insort(self.running, child, key=arrival)
         return True
 
@@ -218,12 +219,13 @@ class Scheduler:
         return True
 
     def _begin(self, sequence: Continuation, match: Match) -> None:
-        """Count a prompt that is begun, and say where snapshots of it are wanted."""
-        sequence.cached = match.held
-        self.tally.prompts += 1
-        self.tally.hits += match.held > 0
-        self.tally.prompt_tokens += sequence.prompt
-        self.tally.cached += match.held
+        """Count a prompt that is begun, if it was not before, and say where snapshots of it are wanted."""
+        if not sequence.begun:
+            sequence.begun, sequence.cached = True, match.held
+            self.tally.prompts += 1
+            self.tally.hits += match.held > 0
+            self.tally.prompt_tokens += sequence.prompt
+            self.tally.cached += match.held
         if self.recurrent and self.prefixes.most != 0:
             prompt = sequence.request.prompt
             # a prompt that comes again needs the state before its last token: that one must be run for logits

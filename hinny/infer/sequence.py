@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Continuation:
     """One of a request's n continuations. The scheduler changes its rows and `held`, the core its tokens."""
 
-    __slots__ = ("_marks", "cached", "chooser", "cuts", "forks", "held", "index", "lookup", "number", "order", "pages",
-                 "prompt", "reading", "request", "slot", "tokens", "writing")
+    __slots__ = ("_marks", "begun", "cached", "chooser", "cuts", "forks", "held", "index", "lookup", "number", "order",
+                 "pages", "prompt", "reading", "request", "slot", "tokens", "writing")
 
     def __init__(self, number: int, index: int, request: Request, chooser: Chooser, writing: Writing,
                  lookup: Lookup | None = None) -> None:
@@ -43,6 +43,9 @@ class Continuation:
         """Where a snapshot is wanted: no step reads across such a place."""
         self.forks: list[Continuation] = []
         """Continuations of the same prompt, until it has been read."""
+        self.begun = False
+        """Its prompt has been counted: of n continuations with the first one, and once, also if its reading is cut off
+        by a pre-emption and begins again."""
         self.cached = 0
         """Tokens of the prompt that were not read at its first reading."""
 

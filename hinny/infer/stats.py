@@ -25,17 +25,18 @@ class Stats:
     """Of pages and slots in all."""
     bytes_used: int
     read: int
-    """Tokens of prompts that ran through the model, those of pre-empted sequences again."""
+    """Tokens that ran through the model to be read: of prompts; again those of a pre-empted sequence, what it had
+    written included, and of each continuation for which there was no room when its prompt had been read."""
     written: int
     """Tokens chosen and delivered."""
     prompts: int
-    """Prompts that were begun."""
+    """Prompts that were begun: one a request, however often it is read."""
     hits: int
     """Prompts of which the prefix cache held a beginning."""
     prompt_tokens: int
-    """Of the prompts that were begun."""
+    """Of these."""
     cached: int
-    """Of these, tokens that the prefix cache held."""
+    """Of these, tokens that the prefix cache held when they were begun."""
     preemptions: int
     drafted: int
     """Tokens guessed."""

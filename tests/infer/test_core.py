@@ -156,6 +156,36 @@ def test_a_prompt_is_read_once_for_all_its_continuations() -> None:
     assert [_tokens(again[0, index]) for index in range(3)] == texts
 
 
+@pytest.mark.parametrize("snapshots", [0, None])
+def test_a_prompt_that_is_preempted_while_it_is_read_counts_once(snapshots: int | None) -> None:
+    core = _core(pages=8, sequences=2, step_tokens=3, snapshots=snapshots)
+    core.add(Request(LONG[:9], 40, ignore_eod=True))
+    while core.stats().read < 9:
+        core.step()
+    again = core.add(Request(LONG[5:], 4, ignore_eod=True))
+    while not core.stats().preemptions:
+        assert core.busy
+        core.step()
+    assert core.stats().waiting == 1, "the second one, some tokens of which had been read"
+    assert 9 < core.stats().read < 9 + 35
+    found = _answers(core)
+    assert _tokens(found[again, 0]) == _greedy(LONG[5:], 4)
+    stats = core.stats()
+    assert (stats.prompts, stats.prompt_tokens) == (2, 9 + 35)
+    assert (stats.hits, stats.cached, found[again, 0][-1].cached) == (0, 0, 0), "nothing was there when it was begun"
+    assert stats.read > 9 + 35, "what was read again is counted here"
+
+
+def test_a_prompt_counts_once_for_all_its_continuations() -> None:
+    core = _core(sequences=1)
+    number = core.add(Request(LONG, 5, n=3, ignore_eod=True))
+    found = _answers(core)
+    stats = core.stats()
+    assert stats.read > len(LONG), "there was no room for the second and the third when the prompt had been read"
+    assert (stats.prompts, stats.prompt_tokens, stats.hits, stats.cached) == (1, len(LONG), 0, 0)
+    assert [found[number, index][-1].cached for index in range(3)] == [0, 0, 0]
+
+
 def test_a_cancelled_request_frees_its_memory_and_says_so() -> None:
     core = _core(snapshots=0)
     stays, goes = (core.add(Request(LONG, 20, n=n, ignore_eod=True)) for n in (1, 3))
