@@ -61,7 +61,8 @@ class Core:
         return bool(self._alive or self._ready)
 
     def add(self, request: Request) -> int:
-        """Queue a request → its number. RequestError for one that could never be served."""
+        """Queue a request → its number. RequestError for one that could never be served; that, or what a tokenizer
+        raises that cannot write the prompt, leaves all as it was."""
         self._check(request)
         number, self._next = self._next, self._next + 1
         all_of_it = [self._continuation(number, index, request) for index in range(request.n)]

@@ -91,7 +91,8 @@ class Loop:
         await asyncio.to_thread(self._thread.join, LAST_STEP)
 
     async def submit(self, requests: Sequence[Request]) -> Feed:
-        """Have the core take on all of them or none. Refusal: 429 if too many wait, 400 if the core has objections."""
+        """Have the core take on all of them or none. Refusal: 429 if too many wait, 400 if the core has
+        objections, 500 if it cannot."""
         if self.failure is not None:
             raise Refusal(500, self.failure, code="engine_failed")
         more = sum(request.n for request in requests)
@@ -132,7 +133,7 @@ class Loop:
                 if delivered:
                     self._tell(partial(self._hand_out, delivered))
         # whatever it is, those who wait must hear of it
-        except Exception as fault:
+        except BaseException as fault:
             log.exception("the engine failed")
             self._tell(partial(self._fail, f"the engine failed ({type(fault).__name__}: {fault}); restart the server."))
 
@@ -150,9 +151,15 @@ class Loop:
         try:
             for request in feed.requests:
                 feed.numbers.append(self.core.add(request))
-        except RequestError as mistake:
+        # whatever it is, the core has not taken this one on, and serves the others
+        except BaseException as fault:
             self._drop(feed)
-            self._tell(partial(self._refuse, feed, Refusal(400, str(mistake))))
+            if isinstance(fault, RequestError):
+                refusal = Refusal(400, str(fault))
+            else:
+                log.exception("a request could not be taken on")
+                refusal = Refusal(500, f"the request could not be taken on ({type(fault).__name__}: {fault}).")
+            self._tell(partial(self._refuse, feed, refusal))
             return
         self._tell(partial(self._accept, feed))
 
