@@ -74,6 +74,8 @@ class Loop:
         """Why the thread ended; then every request is refused."""
         self.live = 0
         """Continuations that were taken on and have not ended."""
+        self.over = False
+        """The server ends: what was still being read is not begun any more."""
         self._feeds: set[Feed] = set()
         self._by_number: dict[int, Feed] = {}
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -92,9 +94,11 @@ class Loop:
 
     async def submit(self, requests: Sequence[Request]) -> Feed:
         """Have the core take on all of them or none. Refusal: 429 if too many wait, 400 if the core has
-        objections, 500 if it cannot."""
+        objections, 500 if it cannot, 503 after `cancel_all`."""
         if self.failure is not None:
             raise Refusal(500, self.failure, code="engine_failed")
+        if self.over:
+            raise draining()
         more = sum(request.n for request in requests)
         if more > self.most:
             raise Refusal(400, f"{more} continuations in one request; this server takes {self.most} at most.")
@@ -119,7 +123,8 @@ class Loop:
             self._orders.put(partial(self._drop, feed))
 
     def cancel_all(self) -> None:
-        """Those who wait are told that the server ends."""
+        """Those who wait are told that the server ends, and so is who comes later."""
+        self.over = True
         for feed in self._feeds:
             self.cancel(feed)
 
