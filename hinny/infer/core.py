@@ -61,7 +61,8 @@ class Core:
         return bool(self._alive or self._ready)
 
     def add(self, request: Request) -> int:
-        """Queue a request → its number. RequestError for one that could never be served."""
+        """Queue a request → its number. RequestError for one that could never be served; that, or what a tokenizer
+        raises that cannot write the prompt, leaves all as it was."""
         self._check(request)
         number, self._next = self._next, self._next + 1
         all_of_it = [self._continuation(number, index, request) for index in range(request.n)]
@@ -77,7 +78,7 @@ class Core:
 
     def step(self) -> list[Delivery]:
         """One pass → what became certain. A runner that raises fails the requests of this pass, no others, or before it
-        that one whose rows it could not copy; RankFailure, behind which nothing can be run, is raised."""
+        that one whose slot it could not clear; RankFailure, behind which nothing can be run, is raised."""
         ready, self._ready = self._ready, []
         if not self._alive:
             return ready
@@ -164,9 +165,8 @@ class Core:
 
     def _forked(self, parent: Continuation) -> list[Continuation]:
         """The other continuations of a prompt that has just been read, which go on from its state; those for which
-        there is no room read the prompt themselves when there is."""
+        there is no room, or whose copy fails, read the prompt themselves when there is."""
         at_work: list[Continuation] = []
-        # one whose copy fails is still the parent's
         while parent.forks:
             fork = parent.forks[0]
             if self.scheduler.fork(parent, fork):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from hinny.infer.request import Choice, Delivery, Request
 from hinny.infer.text import MARK, Text, certain
 from hinny.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 class Writing:
@@ -26,7 +30,8 @@ class Writing:
         self._told = 0
 
     def take(self, choice: Choice) -> Delivery:
-        """One more token → what it made certain, often nothing; with `ended` set this was the last one."""
+        """One more token → what it made certain, often nothing; with `ended` set this was the last one: "failed" if
+        the tokenizer cannot write it."""
         assert self.ended is None, (self.number, self.index, self.ended)
         self.taken += 1
         over = choice.token == self.eod
@@ -35,7 +40,16 @@ class Writing:
         ended = "stop" if over and not self.request.ignore_eod else None
         if ended is None and self.taken == self.request.max_tokens:
             ended = "length"
-        return self._deliver((choice,), ended)
+        try:
+            return self._deliver((choice,), ended)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        # a panic of the `tokenizers` library is no Exception
+        except BaseException as fault:
+            logger.error("the tokenizer cannot write token %d", choice.token, exc_info=fault)
+            self.ended = "failed"
+            why = f"the tokenizer cannot write token {choice.token} ({type(fault).__name__}: {fault})."
+            return Delivery(self.number, self.index, "", (choice,), self.ended, why, self.cached)
 
     def finish(self, ended: str, message: str = "") -> Delivery:
         """The last piece of one that ends before its time, "cancelled" or "failed": what was held back."""

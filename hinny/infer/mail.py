@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hinny.errors import RequestError
 from hinny.infer.core import Core
 from hinny.infer.request import Choice, Delivery, Request
 
@@ -32,13 +31,13 @@ class Answers:
         self._mail: dict[int, deque[Delivery]] = {}
 
     def add(self, requests: Sequence[Request]) -> list[int]:
-        """All of them, or, with RequestError, none."""
+        """All of them, or, with RequestError or what the tokenizer raises, none."""
         numbers: list[int] = []
         try:
             for request in requests:
                 numbers.append(self.core.add(request))
                 self._mail[numbers[-1]] = deque()
-        except RequestError:
+        except BaseException:
             self.leave(numbers)
             raise
         return numbers

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hinny.infer.marks import BLOCK, Marks, alike
 from hinny.infer.pages import Memory
 
 WORTH = 64
@@ -18,8 +18,9 @@ KNOWN_TOKENS = 1 << 20
 class Node:
     """Tokens between two branches of the tree; with an entry, the states behind the last of them."""
 
-    def __init__(self, parent: Node | None, tokens: tuple[int, ...]) -> None:
-        self.parent, self.tokens = parent, tokens
+    def __init__(self, parent: Node | None, tokens: tuple[int, ...], marks: tuple[bytes, ...]) -> None:
+        """marks: those of the whole path that lie behind the parent."""
+        self.parent, self.tokens, self.marks = parent, tokens, marks
         self.depth: int = len(tokens) + (parent.depth if parent else 0)
         self.children: dict[int, Node] = {}
         self.entry: Entry | None = None
@@ -49,7 +50,10 @@ class Match:
 
 
 class Prefixes:
-    """The prefix cache: a radix tree over tokens. It holds rows of `memory` and gives back the least recently used."""
+    """The prefix cache: a radix tree over tokens. It holds rows of `memory` and gives back the least recently used.
+
+    Whoever asks more than once for the same tokens has their marks (`Marks.of`): without, they are made each time.
+    """
 
     def __init__(self, memory: Memory, *, recurrent: bool, most: int | None, worth: int = WORTH,
                  known_tokens: int = KNOWN_TOKENS) -> None:
@@ -57,7 +61,7 @@ class Prefixes:
         most: entries; None: as many as fit."""
         self.memory, self.recurrent, self.most, self.worth = memory, recurrent, most, worth
         self.known_tokens = known_tokens
-        self.root = Node(None, ())
+        self.root = Node(None, (), ())
         self.tokens = 0
         self._kept: OrderedDict[Node, None] = OrderedDict()
         self._known: OrderedDict[Node, None] = OrderedDict()
@@ -65,11 +69,12 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def match(self, tokens: Sequence[int], most: int) -> Match:
+    def match(self, tokens: Sequence[int], most: int, marks: Sequence[bytes] | None = None) -> Match:
         """The longest usable prefix of at most so many tokens; its entry becomes the most recently used."""
+        marks = Marks().of(tokens) if marks is None else marks
         node, known, best = self.root, 0, None
         while known < len(tokens) and (below := node.children.get(tokens[known])):
-            same = alike(below.tokens, tokens, known)
+            same = alike(below.tokens, below.marks, tokens, marks, known)
             known += same
             node = below
             if same < len(below.tokens):
@@ -86,32 +91,37 @@ class Prefixes:
         self._kept.move_to_end(best)
         return Match(held, best.entry, known)
 
-    def learn(self, tokens: Sequence[int]) -> None:
+    def learn(self, tokens: Sequence[int], marks: Sequence[bytes] | None = None) -> None:
         """Remember a prompt without a state: where a later one leaves it, a snapshot will be worth its slot."""
-        node = self._path(tokens)
+        node = self._path(tokens, marks)
         self._known[node] = None
         self._known.move_to_end(node)
         while self.tokens > self.known_tokens and self._known:
             oldest, _ = self._known.popitem(last=False)
             self._prune(oldest)
 
-    def lacks(self, tokens: Sequence[int]) -> bool:
+    def lacks(self, tokens: Sequence[int], marks: Sequence[bytes] | None = None) -> bool:
         """Whether keeping a state behind exactly these tokens would add anything."""
         if self.most == 0 or len(tokens) < self.worth:
             return False
+        marks = Marks().of(tokens) if marks is None else marks
         node, at = self.root, 0
         while at < len(tokens):
             below = node.children.get(tokens[at])
-            if below is None or (same := alike(below.tokens, tokens, at)) < min(len(below.tokens), len(tokens) - at):
+            if below is None:
+                return True
+            same = alike(below.tokens, below.marks, tokens, marks, at)
+            if same < min(len(below.tokens), len(tokens) - at):
                 return True
             node, at = below, at + same
         return not (node.depth == at and node.entry) if self.recurrent else not node.entries
 
-    def keep(self, tokens: Sequence[int], pages: Sequence[int], slot: int | None) -> None:
+    def keep(self, tokens: Sequence[int], pages: Sequence[int], slot: int | None,
+             marks: Sequence[bytes] | None = None) -> None:
         """Hold the pages of these tokens and the snapshot behind them, which `lacks`; rows that somebody holds."""
         if self.most is not None and len(self._kept) >= self.most:
             self.forget_oldest(leaf=False)
-        node = self._path(tokens)
+        node = self._path(tokens, marks)
         assert node.entry is None, "kept already"
         if not self.recurrent:
             self._forget_above(node)
@@ -148,20 +158,21 @@ class Prefixes:
         """Give everything back."""
         while self._kept:
             self._forget(next(iter(self._kept)))
-        self.root, self.tokens = Node(None, ()), 0
+        self.root, self.tokens = Node(None, (), ()), 0
         self._known.clear()
 
-    def _path(self, tokens: Sequence[int]) -> Node:
+    def _path(self, tokens: Sequence[int], marks: Sequence[bytes] | None) -> Node:
         """The node that ends behind these tokens, made if need be."""
+        marks = Marks().of(tokens) if marks is None else marks
         node, at = self.root, 0
         while at < len(tokens):
             below = node.children.get(tokens[at])
             if below is None:
-                below = Node(node, tuple(tokens[at:]))
+                below = Node(node, tuple(tokens[at:]), tuple(marks[at // BLOCK:len(tokens) // BLOCK]))
                 node.children[tokens[at]] = below
                 self.tokens += len(below.tokens)
                 return below
-            same = alike(below.tokens, tokens, at)
+            same = alike(below.tokens, below.marks, tokens, marks, at)
             node, at = below if same == len(below.tokens) else _split(below, same), at + same
         return node
 
@@ -201,17 +212,10 @@ def _split(node: Node, at: int) -> Node:
     """Cut the edge of `node` behind its first `at` tokens → the new node there; `node` stays the lower one."""
     parent = node.parent
     assert parent is not None
-    upper = Node(parent, node.tokens[:at])
+    marks = (parent.depth + at) // BLOCK - parent.depth // BLOCK
+    upper = Node(parent, node.tokens[:at], node.marks[:marks])
     upper.entries = node.entries
     parent.children[node.tokens[0]] = upper
     upper.children[node.tokens[at]] = node
-    node.parent, node.tokens = upper, node.tokens[at:]
+    node.parent, node.tokens, node.marks = upper, node.tokens[at:], node.marks[marks:]
     return upper
-
-
-def alike(edge: tuple[int, ...], tokens: Sequence[int], at: int) -> int:
-    """How many tokens of `edge` the ones from `at` on begin with."""
-    there = tuple(tokens[at:at + len(edge)])
-    if there == edge:
-        return len(edge)
-    return bisect_left(range(len(there) + 1), True, key=lambda n: edge[:n] != there[:n]) - 1

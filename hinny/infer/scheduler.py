@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
 
+from hinny.infer.copying import Copying
 from hinny.infer.drafts import Lookup
 from hinny.infer.limits import Limits
+from hinny.infer.marks import alike
 from hinny.infer.pages import Copies, Memory
-from hinny.infer.prefixes import Match, Prefixes, alike
+from hinny.infer.prefixes import Match, Prefixes
 from hinny.infer.sequence import Continuation, Work, arrival
 from hinny.infer.stats import Tally
 
@@ -20,22 +21,24 @@ class Scheduler:
     """Sequences that run and that wait. It changes their rows, and has rows copied, but never their tokens."""
 
     def __init__(self, memory: Memory, prefixes: Prefixes, copies: Copies, limits: Limits) -> None:
-        self.memory, self.prefixes, self.copies, self.limits = memory, prefixes, copies, limits
+        self.memory, self.prefixes, self.limits = memory, prefixes, limits
         self.recurrent = prefixes.recurrent
         self.running: list[Continuation] = []
         self.waiting: list[Continuation] = []
         """Both in order of arrival."""
         self.tally = Tally()
+        self.copying = Copying(memory, copies, self.tally, recurrent=self.recurrent)
         self.at_fault: Continuation | None = None
-        """Whose copies failed, if that is why `schedule` raised."""
+        """Whose slot could not be cleared, if that is why `schedule` raised."""
 
     def add(self, sequence: Continuation) -> None:
         """Let it wait for a place."""
         insort(self.waiting, sequence, key=arrival)
 
     def schedule(self) -> list[Work]:
-        """The next pass: a token or more of every sequence that writes, then prompts, as long as tokens are left. What
-        `copies` raise is raised, with all rows as they were: without the one `at_fault` it can be tried again."""
+        """The next pass: a token or more of every sequence that writes, then prompts, as long as tokens are left.
+        Where a slot cannot be cleared it raises, with all rows as they were: without the one `at_fault` it can be tried
+        again."""
         work: list[Work] = []
         self.at_fault = None
         try:
@@ -61,7 +64,7 @@ class Scheduler:
         place, most = 0, self.limits.sequences
         while place < min(len(self.waiting), most) and len(self.running) < most:
             sequence = self.waiting[place]
-            match = self.prefixes.match(sequence.tokens, len(sequence.tokens) - 1)
+            match = self.prefixes.match(sequence.tokens, len(sequence.tokens) - 1, sequence.marks)
             if ahead := self._ahead(sequence, match):
                 other, at = ahead
                 other.cuts.add(at)
@@ -104,13 +107,16 @@ class Scheduler:
             work.spare = None
 
     def fork(self, parent: Continuation, child: Continuation) -> bool:
-        """Let `child` go on from the parent's state, which holds the whole prompt. Whether there was room."""
+        """Let `child` go on from the parent's state, which holds the whole prompt. Whether it does: there may be no
+        room, or the copy fails."""
         memory = self.memory
+        child.begun, child.cached = True, parent.cached
         part = parent.held % memory.page if memory.pages.total else 0
         if len(self.running) >= self.limits.sequences or not self.prefixes.make_room(bool(part), 1):
             return False
-        self._take(child, parent.slot, parent.pages, parent.held, int(bool(part)))
-        child.reading, child.cached = False, parent.cached
+        if not self.copying.take(child, parent.slot, parent.pages, parent.held, int(bool(part))):
+            return False
+        child.reading = False
         insort(self.running, child, key=arrival)
         return True
 
@@ -120,9 +126,9 @@ class Scheduler:
             self.waiting.remove(sequence)
             return
         tokens = sequence.tokens[:sequence.held]
-        if keep and self.prefixes.lacks(tokens):
+        if keep and self.prefixes.lacks(tokens, sequence.marks):
             self.prefixes.keep(tokens, sequence.pages[:self.memory.needed(len(tokens))],
-                               sequence.slot if self.recurrent else None)
+                               sequence.slot if self.recurrent else None, sequence.marks)
         self.running.remove(sequence)
         self._release(sequence)
 
@@ -142,7 +148,7 @@ class Scheduler:
 
     def _guess(self, sequence: Continuation, lookup: Lookup, most: int) -> Work:
         """The known tokens and up to `most` drafts, for which no other sequence has to give up anything."""
-        known = sequence.tokens[sequence.held:]
+        known, spare = sequence.tokens[sequence.held:], None
         work = Work(sequence, known, 1)
         promised = bool(self.waiting) and len(self.running) < self.limits.sequences
         if most < 1 or (self.recurrent and self.memory.slots.free <= promised):
@@ -153,10 +159,10 @@ class Scheduler:
         pages = self.memory.needed(len(sequence.tokens) + len(guesses)) - len(sequence.pages)
         if not guesses or pages > self.memory.pages.free:
             return work
+        if self.recurrent and (spare := self.copying.copied(sequence)) is None:
+            return work
         sequence.pages += [self.memory.pages.take() for _ in range(pages)]
-        if self.recurrent:
-            work.spare = self._copied(sequence)
-        work.tokens, work.drafts, work.wanted = known + guesses, len(guesses), 1 + len(guesses)
+        work.tokens, work.drafts, work.wanted, work.spare = known + guesses, len(guesses), 1 + len(guesses), spare
         return work
 
     def _read(self, sequence: Continuation, most: int) -> Work:
@@ -196,7 +202,7 @@ class Scheduler:
             return None
         for other in self.running:
             if other.reading and other.tokens[:worth] == tokens[:worth]:
-                same = alike(tuple(tokens[:-1]), other.tokens, 0)
+                same = min(len(tokens) - 1, alike(tokens, sequence.marks, other.tokens, other.marks))
                 if same - match.held >= worth and same > other.held:
                     return other, same
         return None
@@ -204,7 +210,7 @@ class Scheduler:
     def _admit(self, sequence: Continuation, match: Match) -> bool:
         """Give it a slot and pages for all its tokens and one more, if there is room; with a prefix held already."""
         if not self._start(sequence, match):
-            # the cached state itself may be what takes the room
+            # the cached state itself may be what takes the room, or cannot be copied
             if not match.entry or not self._start(sequence, Match(known=match.known)):
                 return False
             match = Match(known=match.known)
@@ -213,22 +219,24 @@ class Scheduler:
         return True
 
     def _begin(self, sequence: Continuation, match: Match) -> None:
-        """Count a prompt that is begun, and say where snapshots of it are wanted."""
-        sequence.cached = match.held
-        self.tally.prompts += 1
-        self.tally.hits += match.held > 0
-        self.tally.prompt_tokens += sequence.prompt
-        self.tally.cached += match.held
+        """Count a prompt that is begun, if it was not before, and say where snapshots of it are wanted."""
+        if not sequence.begun:
+            sequence.begun, sequence.cached = True, match.held
+            self.tally.prompts += 1
+            self.tally.hits += match.held > 0
+            self.tally.prompt_tokens += sequence.prompt
+            self.tally.cached += match.held
         if self.recurrent and self.prefixes.most != 0:
             prompt = sequence.request.prompt
             # a prompt that comes again needs the state before its last token: that one must be run for logits
             for cut in {match.known, len(prompt) - 1}:
-                if cut - match.held >= self.prefixes.worth and self.prefixes.lacks(prompt[:cut]):
+                if cut - match.held >= self.prefixes.worth and self.prefixes.lacks(prompt[:cut], sequence.marks):
                     sequence.cuts.add(cut)
-            self.prefixes.learn(prompt)
+            self.prefixes.learn(prompt, sequence.marks)
 
     def _start(self, sequence: Continuation, match: Match) -> bool:
-        """Rows for a sequence, the ones of `match` copied or shared. False, and nothing changed, without room."""
+        """Rows for a sequence, the ones of `match` copied or shared. False, and nothing changed, without room or if
+        a copy fails."""
         memory, entry = self.memory, match.entry
         full, part = divmod(match.held, memory.page) if memory.pages.total else (0, 0)
         more = memory.needed(len(sequence.tokens) + 1) - full
@@ -241,56 +249,21 @@ class Scheduler:
         try:
             room = memory.pages.available >= more + reserve and self.prefixes.make_room(more, 1)
             if room:
-                self._take(sequence, entry.slot if entry else None, lent, match.held, more)
-                sequence.reading = True
+                self.at_fault = sequence
+                room = self.copying.take(sequence, entry.slot if entry else None, lent, match.held, more)
+                self.at_fault = None
         finally:
             memory.pages.release(lent)
             memory.slots.release(snapshot)
         return room
 
-    def _take(self, sequence: Continuation, source: int | None, pages: Sequence[int], held: int, more: int) -> None:
-        """Rows for a sequence, or none if a copy fails. Its state is the one of slot `source`, None for that before a
-        first token; of the `pages` that hold so many tokens whole ones are shared and one begun is copied."""
-        memory = self.memory
-        full, part = divmod(held, memory.page) if memory.pages.total else (0, 0)
-        own, slot = [*pages[:full]], memory.slots.take()
-        memory.pages.share(own)
-        own += [memory.pages.take() for _ in range(more)]
-        try:
-            if part:
-                self.copies.copy_page(pages[full], own[full])
-            if self.recurrent and source is not None:
-                self.copies.copy_slot(source, slot)
-            elif self.recurrent:
-                self.copies.clear_slot(slot)
-        except Exception:
-            memory.pages.release(own)
-            memory.slots.release((slot,))
-            self.at_fault = sequence
-            raise
-        sequence.slot, sequence.pages, sequence.held = slot, own, held
-
-    def _copied(self, sequence: Continuation) -> int:
-        """A slot with its state, or none if the copy fails."""
-        assert sequence.slot is not None
-        slot = self.memory.slots.take()
-        try:
-            self.copies.copy_slot(sequence.slot, slot)
-        except Exception:
-            self.memory.slots.release((slot,))
-            self.at_fault = sequence
-            raise
-        return slot
-
     def _snapshot(self, sequence: Continuation) -> None:
-        """Keep the state of a sequence that goes on from it, if there is a slot for it."""
+        """Keep the state of a sequence that goes on from it, if there is a slot for it and it can be copied."""
         tokens, slot = sequence.tokens[:sequence.held], None
-        if not self.prefixes.lacks(tokens):
+        if not self.prefixes.lacks(tokens, sequence.marks):
             return
-        if self.recurrent:
-            if not self.prefixes.make_place():
-                return
-            slot = self._copied(sequence)
-        self.prefixes.keep(tokens, sequence.pages[:self.memory.needed(len(tokens))], slot)
+        if self.recurrent and (not self.prefixes.make_place() or (slot := self.copying.copied(sequence)) is None):
+            return
+        self.prefixes.keep(tokens, sequence.pages[:self.memory.needed(len(tokens))], slot, sequence.marks)
         if slot is not None:
             self.memory.slots.release((slot,))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hinny.infer.marks import Marks
 from hinny.infer.request import Request
 
 if TYPE_CHECKING:
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 class Continuation:
     """One of a request's n continuations. The scheduler changes its rows and `held`, the core its tokens."""
 
-    __slots__ = ("cached", "chooser", "cuts", "forks", "held", "index", "lookup", "number", "order", "pages", "prompt",
-                 "reading", "request", "slot", "tokens", "writing")
+    __slots__ = ("_marks", "begun", "cached", "chooser", "cuts", "forks", "held", "index", "lookup", "number", "order",
+                 "pages", "prompt", "reading", "request", "slot", "tokens", "writing")
 
     def __init__(self, number: int, index: int, request: Request, chooser: Chooser, writing: Writing,
                  lookup: Lookup | None = None) -> None:
@@ -28,6 +30,7 @@ class Continuation:
         """Of arrival: who comes earlier is served first and pre-empted last."""
         self.tokens = list(request.prompt)
         """The prompt and what was written: never fewer, whatever happens to the state."""
+        self._marks = Marks()
         self.prompt = len(request.prompt)
         self.held = 0
         """Tokens that the state holds: the first so many."""
@@ -40,8 +43,16 @@ class Continuation:
         """Where a snapshot is wanted: no step reads across such a place."""
         self.forks: list[Continuation] = []
         """Continuations of the same prompt, until it has been read."""
+        self.begun = False
+        """Its prompt has been counted: of n continuations with the first one, and once, also if its reading is cut off
+        by a pre-emption and begins again."""
         self.cached = 0
         """Tokens of the prompt that were not read at its first reading."""
+
+    @property
+    def marks(self) -> Sequence[bytes]:
+        """Of the tokens: made as these come, so that looking for a long prompt again and again costs nothing."""
+        return self._marks.of(self.tokens)
 
     @property
     def left(self) -> int:

@@ -25,22 +25,26 @@ class Stats:
     """Of pages and slots in all."""
     bytes_used: int
     read: int
-    """Tokens of prompts that ran through the model, those of pre-empted sequences again."""
+    """Tokens that ran through the model to be read: of prompts; again those of a pre-empted sequence, what it had
+    written included, and of each continuation for which there was no room when its prompt had been read."""
     written: int
     """Tokens chosen and delivered."""
     prompts: int
-    """Prompts that were begun."""
+    """Prompts that were begun: one a request, however often it is read."""
     hits: int
     """Prompts of which the prefix cache held a beginning."""
     prompt_tokens: int
-    """Of the prompts that were begun."""
+    """Of these."""
     cached: int
-    """Of these, tokens that the prefix cache held."""
+    """Of these, tokens that the prefix cache held when they were begun."""
     preemptions: int
     drafted: int
     """Tokens guessed."""
     accepted: int
     """Tokens guessed and found right."""
+    failed_copies: int
+    """Of states, which requests went on without: a snapshot was not kept or not used, a continuation read its prompt
+    itself, nothing was guessed."""
 
     @property
     def hit_rate(self) -> float:
@@ -61,3 +65,4 @@ class Tally:
     preemptions: int = 0
     drafted: int = 0
     accepted: int = 0
+    failed_copies: int = 0

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+from hinny.errors import RequestError
 from hinny.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 FRONT = 16
 """Tokens decoded in front of new ones: some tokenizers drop a leading space, and a character may be several tokens."""
@@ -15,6 +19,19 @@ MARK = "\ufffd"
 MOST = 16 * FRONT
 """Tokens of which nothing but marks is waited for: a tokenizer may write marks for a whole run of bytes until it is
 complete. Past them the marks stay, so that nonsense is not decoded again and again."""
+
+
+def encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of each text that somebody sent. RequestError, and a word in the log, if the tokenizer fails on them."""
+    try:
+        return tokenizer.encode_many(texts)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # a panic of the `tokenizers` library is no Exception
+    except BaseException as fault:
+        logger.warning("the tokenizer cannot read a text", exc_info=fault)
+        raise RequestError(f"the model's tokenizer cannot read this text ({type(fault).__name__}: {fault}). Leave out "
+                           "what it does not know, or send token ids.") from None
 
 
 class Text:

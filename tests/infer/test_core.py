@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_runner import FakeRunner
 
+from hinny.checkpoint.ranks import RankFailure
 from hinny.errors import RequestError
 from hinny.infer.core import Core
 from hinny.infer.limits import Limits
@@ -155,6 +156,36 @@ def test_a_prompt_is_read_once_for_all_its_continuations() -> None:
     assert [_tokens(again[0, index]) for index in range(3)] == texts
 
 
+@pytest.mark.parametrize("snapshots", [0, None])
+def test_a_prompt_that_is_preempted_while_it_is_read_counts_once(snapshots: int | None) -> None:
+    core = _core(pages=8, sequences=2, step_tokens=3, snapshots=snapshots)
+    core.add(Request(LONG[:9], 40, ignore_eod=True))
+    while core.stats().read < 9:
+        core.step()
+    again = core.add(Request(LONG[5:], 4, ignore_eod=True))
+    while not core.stats().preemptions:
+        assert core.busy
+        core.step()
+    assert core.stats().waiting == 1, "the second one, some tokens of which had been read"
+    assert 9 < core.stats().read < 9 + 35
+    found = _answers(core)
+    assert _tokens(found[again, 0]) == _greedy(LONG[5:], 4)
+    stats = core.stats()
+    assert (stats.prompts, stats.prompt_tokens) == (2, 9 + 35)
+    assert (stats.hits, stats.cached, found[again, 0][-1].cached) == (0, 0, 0), "nothing was there when it was begun"
+    assert stats.read > 9 + 35, "what was read again is counted here"
+
+
+def test_a_prompt_counts_once_for_all_its_continuations() -> None:
+    core = _core(sequences=1)
+    number = core.add(Request(LONG, 5, n=3, ignore_eod=True))
+    found = _answers(core)
+    stats = core.stats()
+    assert stats.read > len(LONG), "there was no room for the second and the third when the prompt had been read"
+    assert (stats.prompts, stats.prompt_tokens, stats.hits, stats.cached) == (1, len(LONG), 0, 0)
+    assert [found[number, index][-1].cached for index in range(3)] == [0, 0, 0]
+
+
 def test_a_cancelled_request_frees_its_memory_and_says_so() -> None:
     core = _core(snapshots=0)
     stays, goes = (core.add(Request(LONG, 20, n=n, ignore_eod=True)) for n in (1, 3))
@@ -186,6 +217,45 @@ def test_a_pass_that_fails_ends_its_requests_and_no_others(caplog: pytest.LogCap
     assert _tokens(found[numbers[2], 0]) == _greedy(LONG[2:], 10)
     core.forget()
     assert (core.stats().pages_used, core.stats().slots_used) == (0, 0)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_copy_that_fails_costs_no_request_more_than_reading(
+        recurrent: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    core = _core(recurrent, slots=20, sequences=6, drafts=3)
+
+    def fail(source: int, target: int) -> None:
+        raise torch.OutOfMemoryError("no room for a copy")
+
+    first = _run(core, Request(LONG[:30], 5, ignore_eod=True))[0]
+    for name in ("copy_slot", "copy_page"):
+        monkeypatch.setattr(core.runner, name, fail)
+    prompts = [LONG[:30], *((*LONG[:36], 100 + n) for n in range(3))]
+    # of a snapshot to a sequence, of a sequence to a snapshot, to a spare state, to another continuation
+    numbers = [core.add(Request(prompt, 12, n=1 + i % 2, ignore_eod=True)) for i, prompt in enumerate(prompts)]
+    found = _answers(core)
+    assert first == _greedy(LONG[:30], 5, recurrent)
+    for i, (number, prompt) in enumerate(zip(numbers, prompts, strict=True)):
+        for index in range(1 + i % 2):
+            assert _tokens(found[number, index]) == _greedy(prompt, 12, recurrent)
+            assert found[number, index][-1].ended == "length"
+    assert core.stats().failed_copies > 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "told once"
+    assert "no room for a copy" in caplog.text
+    core.forget()
+    assert (core.stats().pages_used, core.stats().slots_used) == (0, 0)
+
+
+def test_a_copy_behind_which_nothing_can_be_run_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = _core()
+
+    def fail(source: int, target: int) -> None:
+        raise RankFailure("rank 1 is gone")
+
+    monkeypatch.setattr(core.runner, "copy_slot", fail)
+    core.add(Request(LONG, 3))
+    with pytest.raises(RankFailure, match="rank 1"):
+        _answers(core)
 
 
 def test_logits_that_are_no_numbers_fail_their_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def test_a_crowd_is_answered_as_each_alone(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_passes_and_copies_that_fail_end_their_requests_and_nothing_else(
+def test_passes_and_clearings_that_fail_end_their_requests_and_nothing_else(
         kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
     core, rng = kind.core(), random.Random(11)
     core.runner.failures |= set(rng.sample(range(400), 6))  # type: ignore[attr-defined]
@@ -161,7 +161,8 @@ def test_passes_and_copies_that_fail_end_their_requests_and_nothing_else(
     with caplog.at_level(logging.CRITICAL):
         numbers, pieces = _crowd(core, _requests(KINDS.index(kind), 100), None, rng)
     reasons = {piece.message.split(":")[0] for own in pieces.values() for piece in own}
-    assert reasons == {"", "RuntimeError", "OutOfMemoryError"}
+    # what reads a prompt anew needs a slot, cleared; every other copy can be done without
+    assert reasons == {"", "RuntimeError", *(["OutOfMemoryError"] if kind.recurrent else [])}
     whole = 0
     for number, request in numbers.items():
         for found, true in zip(_texts(pieces[number], request.n), _alone(kind, request), strict=True):
@@ -169,6 +170,7 @@ def test_passes_and_copies_that_fail_end_their_requests_and_nothing_else(
             assert true[1][:len(found[1])] == found[1]
             whole += found == true
     assert whole > 60
+    assert core.stats().failed_copies > 0
     _check_all_is_free(core, kind)
 
 

@@ -118,7 +118,7 @@ def test_a_prompt_is_cut_before_its_last_token_for_a_snapshot() -> None:
     scheduler = _scheduler(snapshots=2)
     _add(scheduler, 0, 9)
     assert [_plan(_step(scheduler)) for _ in range(2)] == [[(0, 8, 0)], [(0, 1, 1)]]
-    assert cast(Copies, scheduler.copies).calls == [("clear", 0, 0), ("slot", 0, 1)]
+    assert cast(Copies, scheduler.copying.copies).calls == [("clear", 0, 0), ("slot", 0, 1)]
 
 
 @pytest.mark.parametrize("recurrent", [False, True])

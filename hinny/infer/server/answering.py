@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from hinny.infer.server.connection import ClientLeft, while_connected
 from hinny.infer.server.loop import Feed, Loop
 from hinny.infer.server.metrics import Metrics
 from hinny.infer.server.refusals import Refusal
+
+log = logging.getLogger(__name__)
 
 
 class Answer:
@@ -109,10 +112,20 @@ class Stream(Response):
         except Refusal as refusal:
             # before the last words, which a client may never read
             answer.end()
-            answer.metrics.faults.labels(str(refusal.status)).inc()
-            await send({"type": "http.response.body", "body": event(refusal.body()), "more_body": False})
+            await self._fail(refusal, send)
+        # ours, such as a tokenizer's that cannot name a token: the stream has begun, and its client must hear of it
+        except Exception as fault:
+            answer.end()
+            log.exception("a stream failed")
+            answer.metrics.exceptions.inc()
+            await self._fail(Refusal(500, f"the server failed ({type(fault).__name__})."), send)
         finally:
             answer.end()
+
+    async def _fail(self, refusal: Refusal, send: Send) -> None:
+        """The last event of a stream that began."""
+        self.answer.metrics.faults.labels(str(refusal.status)).inc()
+        await send({"type": "http.response.body", "body": event(refusal.body()), "more_body": False})
 
     async def _write(self, send: Send) -> None:
         form = self.answer.form

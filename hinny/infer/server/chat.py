@@ -12,6 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hinny.errors import ConfigError, RequestError
 from hinny.infer.server.schemas import Message
+from hinny.infer.text import encoded
 from hinny.tokenizer import EOD_TEXT, Tokenizer
 
 PLAIN = """\
@@ -47,7 +48,8 @@ class Chat:
             raise ConfigError(f"the chat template cannot be read: {fault}.") from None
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of the conversation and of the beginning of an answer. RequestError if the template has objections."""
+        """Tokens of the conversation and of the beginning of an answer. RequestError if the template or
+        the tokenizer has objections."""
         contents = [message.text for message in messages]
         mark = next((m for m in MARKS if not any(m in content for content in contents)), None)
         if mark is None:
@@ -68,7 +70,7 @@ class Chat:
         return tokens + self._encode(text[behind:], mark)
 
     def _encode(self, text: str, mark: str) -> list[int]:
-        return self.tokenizer.encode(text.replace(mark, "")) if text else []
+        return encoded(self.tokenizer, [text.replace(mark, "")])[0] if text else []
 
 
 def load(tokenizer: Tokenizer, run: Path, template: Path | None) -> Chat:

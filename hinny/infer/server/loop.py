@@ -74,6 +74,8 @@ class Loop:
         """Why the thread ended; then every request is refused."""
         self.live = 0
         """Continuations that were taken on and have not ended."""
+        self.over = False
+        """The server ends: what was still being read is not begun any more."""
         self._feeds: set[Feed] = set()
         self._by_number: dict[int, Feed] = {}
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -91,9 +93,12 @@ class Loop:
         await asyncio.to_thread(self._thread.join, LAST_STEP)
 
     async def submit(self, requests: Sequence[Request]) -> Feed:
-        """Have the core take on all of them or none. Refusal: 429 if too many wait, 400 if the core has objections."""
+        """Have the core take on all of them or none. Refusal: 429 if too many wait, 400 if the core has
+        objections, 500 if it cannot, 503 after `cancel_all`."""
         if self.failure is not None:
             raise Refusal(500, self.failure, code="engine_failed")
+        if self.over:
+            raise draining()
         more = sum(request.n for request in requests)
         if more > self.most:
             raise Refusal(400, f"{more} continuations in one request; this server takes {self.most} at most.")
@@ -118,7 +123,8 @@ class Loop:
             self._orders.put(partial(self._drop, feed))
 
     def cancel_all(self) -> None:
-        """Those who wait are told that the server ends."""
+        """Those who wait are told that the server ends, and so is who comes later."""
+        self.over = True
         for feed in self._feeds:
             self.cancel(feed)
 
@@ -132,7 +138,7 @@ class Loop:
                 if delivered:
                     self._tell(partial(self._hand_out, delivered))
         # whatever it is, those who wait must hear of it
-        except Exception as fault:
+        except BaseException as fault:
             log.exception("the engine failed")
             self._tell(partial(self._fail, f"the engine failed ({type(fault).__name__}: {fault}); restart the server."))
 
@@ -150,9 +156,15 @@ class Loop:
         try:
             for request in feed.requests:
                 feed.numbers.append(self.core.add(request))
-        except RequestError as mistake:
+        # whatever it is, the core has not taken this one on, and serves the others
+        except BaseException as fault:
             self._drop(feed)
-            self._tell(partial(self._refuse, feed, Refusal(400, str(mistake))))
+            if isinstance(fault, RequestError):
+                refusal = Refusal(400, str(fault))
+            else:
+                log.exception("a request could not be taken on")
+                refusal = Refusal(500, f"the request could not be taken on ({type(fault).__name__}: {fault}).")
+            self._tell(partial(self._refuse, feed, refusal))
             return
         self._tell(partial(self._accept, feed))
 

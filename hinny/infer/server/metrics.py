@@ -75,9 +75,11 @@ class _Core(Collector):
                 ("state_bytes_used", now.bytes_used, "Memory of those in use.")):
             yield GaugeMetricFamily(f"hinny_{name}", what, value)
         for name, value, what in (
+                ("read_tokens", now.read, "Tokens that ran through the model to be read, again after a pre-emption."),
                 ("preemptions", now.preemptions, "Times that a sequence gave its memory to an older one."),
-                ("prefix_lookups", now.prompts, "Prompts that were looked up in the prefix cache."),
+                ("prefix_lookups", now.prompts, "Prompts that were looked up in the prefix cache, each once."),
                 ("prefix_hits", now.hits, "Prompts of which it held a beginning."),
                 ("drafted_tokens", now.drafted, "Tokens guessed from the text so far."),
-                ("accepted_tokens", now.accepted, "Guesses that the model confirmed.")):
+                ("accepted_tokens", now.accepted, "Guesses that the model confirmed."),
+                ("failed_copies", now.failed_copies, "Copies of states that failed, without which requests went on.")):
             yield CounterMetricFamily(f"hinny_{name}", what, value)

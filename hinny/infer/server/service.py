@@ -22,6 +22,7 @@ from hinny.infer.server.metrics import Metrics
 from hinny.infer.server.options import Options
 from hinny.infer.server.refusals import Refusal, draining
 from hinny.infer.server.schemas import Asked, ChatRequest, CompletionRequest, Kind, read
+from hinny.infer.text import encoded
 from hinny.tokenizer import Tokenizer
 
 SHORT = 4096
@@ -142,7 +143,7 @@ class Service:
         if isinstance(given[0], int):
             given = [given]
         if isinstance(given[0], str):
-            return await _aside(sum(map(len, given)), lambda: self.tokenizer.encode_many(given))
+            return await _aside(sum(map(len, given)), lambda: encoded(self.tokenizer, given))
         words = self.tokenizer.vocab_size
         if (bad := max(map(max, given))) >= words:
             raise Refusal(400, f"prompt: token id {str(bad)[:20]} is outside the vocabulary, 0 to {words - 1}.",

@@ -13,7 +13,7 @@ from hinny.tokenizer import ByteTokenizer
 
 NOTHING = Stats(running=0, waiting=0, pages=8, pages_used=0, pages_cached=0, slots=4, slots_used=0, slots_cached=0,
                 bytes=1000, bytes_used=0, read=0, written=0, prompts=0, hits=0, prompt_tokens=0, cached=0,
-                preemptions=0, drafted=0, accepted=0)
+                preemptions=0, drafted=0, accepted=0, failed_copies=0)
 
 
 @dataclass

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -131,6 +136,28 @@ def test_a_draining_server_finishes_what_runs_and_takes_nothing_more(serve: Call
         assert list(lines)[-2:] == ["data: [DONE]", ""]
     live.thread.join(20)
     assert not live.thread.is_alive()
+
+
+def test_a_body_that_comes_when_the_time_is_up_is_told_so_and_not_begun(serve: Callable[..., Any]) -> None:
+    core = Watched()
+    live = serve(core, drain=0.1)
+    address = urlsplit(live.url)
+    body = json.dumps(LONG).encode()
+    with socket.create_connection((address.hostname, address.port), timeout=20) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                       b"Content-Length: %d\r\n\r\n" % len(body) + body[:5])
+        while not live.service._active:
+            time.sleep(0.01)
+        live.server.handle_exit(15, None)
+        while not live.server.should_exit:
+            time.sleep(0.01)
+        client.sendall(body[5:])
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert (answer.status, json.load(answer)["error"]["code"]) == (503, "draining")
+    live.thread.join(20)
+    assert not live.thread.is_alive()
+    assert core.seen == []
 
 
 def test_what_is_not_finished_in_time_is_given_up_when_the_server_ends(serve: Callable[..., Any]) -> None:
