@@ -85,7 +85,7 @@ def draw(panel: Panel) -> str:
         canvas = Canvas(figsize=SIZE)
         axes = canvas.add_axes((0.135, 0.165, 0.565, 0.665 if panel.title else 0.73))
         for series in panel.series:
-            _line(axes, series, bands=len(series.points) > 20)
+            _line(axes, series, bands=len(series.points) > 20, clip=_leaves(series, panel.limits))
         _axes(axes, panel)
         _labels(axes, panel)
         out = io.StringIO()
@@ -93,11 +93,16 @@ def draw(panel: Panel) -> str:
     return out.getvalue()
 
 
-def _line(axes: Axes, series: Series, bands: bool) -> None:
+def _leaves(series: Series, limits: tuple[float, float] | None) -> bool:
+    """Whether the line goes past the limits of y."""
+    return limits is not None and not all(limits[0] <= p.value <= limits[1] for p in series.points)
+
+
+def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
     colour = PALETTE[series.colour % len(PALETTE)]
     marker = None if bands or series.dashed else MARKERS[series.colour % len(MARKERS)]
     style: dict[str, Any] = {"color": colour, "linewidth": 1.0 if series.dashed else 1.6, "marker": marker,
-                             "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands}
+                             "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands or clip}
     x = [p.x for p in series.points]
     if not series.dashed:
         axes.fill_between(x, [p.low for p in series.points], [p.high for p in series.points],

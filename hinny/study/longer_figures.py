@@ -41,6 +41,24 @@ def changes(table: Table) -> list[Change]:
     return found
 
 
+def sentence(table: Table) -> str:
+    """Which method gained most for each model at the longest extension, and how well it recalls there."""
+    parts, longest = [], 0
+    for recipe in table.about["recipes"]:
+        at = [(factor, length, method) for method, pairs in methods(table, recipe).items() for factor, length in pairs]
+        if not at:
+            continue
+        factor, longest, _ = max(at)
+        found = table.find("extended.gained", recipe, factor=factor)
+        if not found:
+            continue
+        best = max(found, key=lambda figure: figure.value)
+        recall = table.one("extended.long_recall", recipe, factor=factor, method=best.shape["method"])
+        book = "" if recall is None else f", {percent(recall.value)} of the longer recall right"
+        parts.append(f"{table.label(recipe)} {best.value:+.3f} nats/token ({best.shape['method']}{book})")
+    return f"Extended to {longest:,} tokens, gained by the longer context: {'; '.join(parts)}." if parts else ""
+
+
 def _text(figure: Figure | None, form: str) -> str:
     if figure is None:
         return "–"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hinny.study.claims import Judged
 from hinny.study.collect import Figure, Table
 from hinny.study.figures import ratio_sentence
+from hinny.study.longer_figures import sentence
 from hinny.study.rules import FAILED, NOT_SEEN, SEEN, UNCLEAR, percent
 
 
@@ -127,7 +128,8 @@ def leaders(scores: dict[str, Score], lower: bool) -> list[str]:
 
 def answer(table: Table, judged: list[Judged]) -> list[str]:
     """The report's first sentences, all from figures."""
-    parts = [_text(table), _recall(table), _generation(table), ratio_sentence(table), _verdicts(judged)]
+    parts = [_text(table), _recall(table), _generation(table), ratio_sentence(table), sentence(table),
+             _verdicts(judged)]
     if parts[3]:
         parts[3] = f"At 8B, decode speed predicted from bytes and FLOPs, {parts[3][0].lower()}{parts[3][1:]}"
     return [part for part in parts if part]
