@@ -21,6 +21,7 @@ from hinny.study.figures import colour, plots
 from hinny.study.longer_figures import changes, extended_plots
 from hinny.study.plan import Layout
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
+from hinny.study.sheets import link, sheet
 from hinny.study.summary import answer, columns
 
 PLOT_FOLDER = "report_files"
@@ -43,13 +44,16 @@ def report(study: str | Path) -> Path:
     svgs = {plot.id: [inline(svg, f"{plot.id}{i}", html.escape(": ".join(filter(None, (plot.title, panel.title)))))
                       for i, (svg, panel) in enumerate(zip(drawn[plot.id], plot.panels, strict=True))]
             for plot in content["plots"]}
-    page = template("report.html.j2", escape=True).render(**content, svgs=svgs, light=PALETTE, dark=DARK)
+    sheets = {plot.id: sheet(plot.figures) for plot in content["plots"]}
+    page = template("report.html.j2", escape=True).render(
+        **content, svgs=svgs, light=PALETTE, dark=DARK, sheets={name: link(text) for name, text in sheets.items()})
     files = {plot.id: [f"{PLOT_FOLDER}/{plot.id}-{i}.svg" for i in range(len(plot.panels))]
              for plot in content["plots"]}
     for plot in content["plots"]:
         for name, svg in zip(files[plot.id], drawn[plot.id], strict=True):
             write_atomically(layout.root / name, standalone(svg))
-    text = template("report.md.j2", escape=False).render(**content, files=files)
+        write_atomically(layout.root / PLOT_FOLDER / f"{plot.id}.csv", sheets[plot.id])
+    text = template("report.md.j2", escape=False).render(**content, files=files, folder=PLOT_FOLDER)
     write_atomically(layout.root / "report.html", page)
     write_atomically(layout.root / "report.md", text)
     return layout.root / "report.html"

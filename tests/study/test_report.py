@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import html
 import itertools
 import json
@@ -44,6 +46,22 @@ def test_the_page_names_no_outside_resource(page: Path) -> None:
     assert re.findall(r"<(?:script|iframe|img|link)[^>]*>", text) == ['<link rel="icon" href="data:,">']
     assert "@import" not in text
     assert set(re.findall(r"url\((.)", text)) <= {"#"}
+
+
+def test_every_plot_offers_its_figures_as_a_sheet(page: Path, study_folder: Path) -> None:
+    table, text = read_table(study_folder), page.read_text()
+    offered = dict(re.findall(r'download="trial-([a-z_]+)\.csv" href="data:text/csv;base64,([^"]+)"', text))
+    assert list(offered) == PLOTS
+    for plot in plots(table):
+        file = study_folder / "report_files" / f"{plot.id}.csv"
+        assert base64.b64decode(offered[plot.id]).decode() == file.read_text()
+        rows = list(csv.DictReader(file.read_text().splitlines()))
+        assert len(rows) == len(plot.figures)
+        for row, figure in zip(rows, plot.figures, strict=True):
+            assert (row["what"], row["model"]) == (figure.what, figure.variant)
+            assert [float(row[side]) for side in ("value", "low", "high")] == [figure.value, figure.low, figure.high]
+            assert {key: value for key, value in row.items() if key in figure.shape} == figure.shape
+            assert (row["seeds"], row["commit"]) == (str(figure.seeds), figure.commit.replace("\n", "; "))
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.md"])
