@@ -18,6 +18,8 @@ from hinny.infer.engine import Engine
 from hinny.run import row
 
 ROWS_AT_ONCE = 16
+TOKENS_AT_ONCE = 16_384
+"""Logits of so many tokens are made together: 1 GB at a vocabulary of 16K in float32."""
 
 
 def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
@@ -42,9 +44,9 @@ def _folder_rows(engine: Engine, options: EvalOptions, folder: str, suffix: str)
     losses: list[np.ndarray] = []
     places: list[np.ndarray] = []
     windows: list[np.ndarray] = []
-    n_bytes = 0
+    n_bytes, rows_at_once = 0, max(1, min(ROWS_AT_ONCE, TOKENS_AT_ONCE // recipe.train.seq_len))
     for batch in heldout_batches(recipe.data.only(folder), seq_len=recipe.train.seq_len, windows=most,
-                                 batch_size=ROWS_AT_ONCE, vocab_size=recipe.model.vocab_size):
+                                 batch_size=rows_at_once, vocab_size=recipe.model.vocab_size):
         loss, place, window = _score(engine, batch)
         losses.append(loss)
         places.append(place)

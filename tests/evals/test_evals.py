@@ -16,7 +16,7 @@ from torch import Tensor
 from hinny.data.mix import heldout_batches
 from hinny.data.prepare import prepare
 from hinny.errors import ConfigError, DataError
-from hinny.evals import EvalOptions, evaluate
+from hinny.evals import EvalOptions, evaluate, perplexity
 from hinny.evals.perplexity import held_out
 from hinny.evals.recall import copying, mqar, phonebook, wilson
 from hinny.infer.engine import Engine
@@ -110,6 +110,20 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch(engine: Engine, monke
     together = [row["value"] for row in mqar(engine, OPTIONS) + copying(engine, OPTIONS)]
     monkeypatch.setattr("hinny.evals.recall.TOKENS_AT_ONCE", 1)
     assert [row["value"] for row in mqar(engine, OPTIONS) + copying(engine, OPTIONS)] == together
+
+
+def test_long_windows_are_read_few_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, sizes, forward = held_out(engine, OPTIONS), [], engine.model.forward
+
+    def counted(tokens: Tensor, **more: Tensor) -> Tensor:
+        sizes.append(len(tokens))
+        return forward(tokens, **more)
+
+    monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", 2 * engine.run.recipe.train.seq_len)
+    monkeypatch.setattr(engine.model, "forward", counted)
+    apart = held_out(engine, OPTIONS)
+    assert sizes == [2, 1]
+    assert [row["value"] for row in apart] == pytest.approx([row["value"] for row in together], rel=1e-6)
 
 
 def test_held_out_loss_is_the_mean_over_documents_taken_alone(engine: Engine) -> None:
