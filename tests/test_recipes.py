@@ -20,7 +20,7 @@ PARAMETERS_8B = {"mamba2": 8_236_999_680, "hybrid": 8_654_517_248, "transformer"
 
 
 def test_every_size_has_the_four_families() -> None:
-    assert {f"{size}-{family}" for size in ("tiny", "130m", "840m", "8b") for family in FAMILIES} <= set(NAMES)
+    assert {f"{size}-{family}" for size in ("tiny", "30m", "130m", "840m", "8b") for family in FAMILIES} <= set(NAMES)
 
 
 def test_the_8b_models_are_extended_to_the_papers_lengths_under_names_of_their_own() -> None:
@@ -91,13 +91,13 @@ def test_the_8b_runs_are_as_long_as_the_papers_to_a_step(family: str, tokens: fl
     assert recipe.data.boundaries == "leak"
 
 
-@pytest.mark.parametrize(("size", "tolerance"), [("tiny", 0.02), ("130m", 0.02), ("840m", 0.02)])
+@pytest.mark.parametrize(("size", "tolerance"), [("tiny", 0.02), ("30m", 0.02), ("130m", 0.02), ("840m", 0.02)])
 def test_the_families_of_a_size_match_in_non_embedding_parameters(size: str, tolerance: float) -> None:
     sizes = [counts.parameters(load_recipe(f"{size}-{family}").model).non_embedding for family in FAMILIES]
     assert max(sizes) / min(sizes) - 1 <= tolerance
 
 
-@pytest.mark.parametrize("size", ["tiny", "130m", "840m"])
+@pytest.mark.parametrize("size", ["tiny", "30m", "130m", "840m"])
 def test_the_families_of_a_size_train_alike(size: str) -> None:
     first, *others = (load_recipe(f"{size}-{family}") for family in FAMILIES)
     for other in others:
@@ -170,3 +170,12 @@ def test_a_recipe_fits_on_the_gpus_that_it_is_for(name: str) -> None:
     assert memory.training(recipe, int(0.9 * 80e9), devices)["fits"]
     assert recipe.train.batch_size % (recipe.train.micro_batch_size * devices) == 0
     assert recipe.train.cuda_graphs == (devices == 1)
+
+
+def test_the_hybrid_with_rotary_positions_differs_in_them_alone() -> None:
+    """What the paper's claim on RoPE in hybrids is tested with."""
+    bare, rope = (load_recipe(name) for name in ("30m-hybrid", "30m-hybrid-rope"))
+    assert rope.model.attention.positions == "rope"
+    plain = rope.model.attention.model_copy(update={"positions": "none", "rope_fraction": None, "rope_base": None})
+    assert bare.model == rope.model.model_copy(update={"attention": plain})
+    assert (bare.optim, bare.train, bare.data) == (rope.optim, rope.train, rope.data)
