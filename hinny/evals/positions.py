@@ -90,12 +90,12 @@ def chains(engine: Engine, options: EvalOptions, progress: Progress | None = Non
     best = np.stack([chain.learner_losses(text) for chain, text in made])
     shape, bits = f"length={length} sequences={n}", 1 / math.log(2)
     entropy = float(np.mean([chain.entropy_rate() for chain, _ in made]))
-    rows = [_row(engine, "chain_loss", loss * bits, "bits/token", shape, bound=entropy * bits)]
+    rows = [loss_row(engine, "chain_loss", loss * bits, "bits/token", shape, bound=entropy * bits)]
     for first, end in _buckets(length, options):
         first = max(first, skip)
         if first < end:
             inside = slice(first - skip, end - skip)
-            rows.append(_row(engine, "chain_excess", (loss - true)[:, inside] * bits, "bits/token",
+            rows.append(loss_row(engine, "chain_excess", (loss - true)[:, inside] * bits, "bits/token",
                              f"position={first}-{end - 1} {shape}",
                              bound=float((best - true)[:, inside].mean()) * bits))
     return rows
@@ -115,14 +115,14 @@ def _text_rows(engine: Engine, options: EvalOptions, what: str, source: str, tok
     shape = f"length={length} sequences={n}{suffix}"
     n_bytes = sum(engine.tokenizer.n_bytes(text[1:].tolist()) for text in texts)
     per_byte = float(loss.sum()) / math.log(2) / n_bytes
-    return [_row(engine, f"{what}_loss", loss, "nats/token", shape),
+    return [loss_row(engine, f"{what}_loss", loss, "nats/token", shape),
             row(f"{what}_bits_per_byte", engine.run.recipe.name, per_byte, "bits/byte", shape=shape),
-            *(_row(engine, f"{what}_loss_by_position", loss[:, first:end], "nats/token",
+            *(loss_row(engine, f"{what}_loss_by_position", loss[:, first:end], "nats/token",
                    f"position={first}-{end - 1} {shape}") for first, end in _buckets(length, options))]
 
 
-def _row(engine: Engine, what: str, values: np.ndarray, unit: str, shape: str,
-         bound: float | None = None) -> dict[str, Any]:
+def loss_row(engine: Engine, what: str, values: np.ndarray, unit: str, shape: str,
+             bound: float | None = None) -> dict[str, Any]:
     """The mean of values (sequences, positions); the interval is 95 % over sequences, and there is none for one."""
     mean, low, high = float(values.mean()), None, None
     if len(values) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,10 @@ from hinny.data.folder import DataFolder
 from hinny.errors import ConfigError
 from hinny.evals.options import EvalOptions
 from hinny.evals.perplexity import check_data
-from hinny.evals.positions import SEQUENCES
+from hinny.evals.positions import SEQUENCES, loss_row
 from hinny.infer.engine import Engine
 from hinny.infer.reading.losses import TOKENS_AT_ONCE, losses
 from hinny.infer.reading.requests import Progress
-from hinny.run import row
 
 
 def window_loss(engine: Engine, options: EvalOptions, progress: Progress | None = None) -> list[dict[str, Any]]:
@@ -49,13 +47,6 @@ def window_loss(engine: Engine, options: EvalOptions, progress: Progress | None 
             # a window's last target is the first token of the next one
             texts = np.stack([tokens[i:i + length + 1] for i in range(0, n * longest, length)])
             loss = losses(engine.model, texts, options.batch_tokens or TOKENS_AT_ONCE, progress)
-            rows.append(_row(engine, loss.reshape(n, longest).mean(axis=1), f"length={length} sequences={n}{suffix}"))
+            rows.append(loss_row(engine, "window_loss", loss.reshape(n, longest), "nats/token",
+                                 f"length={length} sequences={n}{suffix}"))
     return rows
-
-
-def _row(engine: Engine, means: np.ndarray, shape: str) -> dict[str, Any]:
-    mean, low, high = float(means.mean()), None, None
-    if len(means) > 1:
-        half = 1.96 * float(means.std(ddof=1)) / math.sqrt(len(means))
-        low, high = mean - half, mean + half
-    return row("window_loss", engine.run.recipe.name, mean, "nats/token", shape=shape, low=low, high=high)

@@ -23,10 +23,10 @@ HEATS = (("phonebook_depth.exact", "Phonebook by depth", "Phone numbers recalled
           "and by where in the book the entry stands (0: first, 100: last)."),
          ("niah-depth.string_match_all_by_depth", "Needle in a haystack by depth", "RULER's single needle, by the "
           "length of the prompt and by where in the text it stands."))
-SHORT = (("window_loss", "length", "Loss at the base's length", "{:.3f}", True),
-         ("phonebook.exact", None, "Phonebook up to it, exact", "{:.0%}", False),
-         ("copy.accuracy", None, "Copying up to it", "{:.0%}", False),
-         ("mqar.accuracy", None, "Multi-query recall", "{:.0%}", False))
+SHORT = (("window_loss", "length", "Loss at the base's length", "{:.3f}"),
+         ("phonebook.exact", None, "Phonebook up to it, exact", "{:.0%}"),
+         ("copy.accuracy", None, "Copying up to it", "{:.0%}"),
+         ("mqar.accuracy", None, "Multi-query recall", "{:.0%}"))
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _heats(sides: dict[str, list[Figure]]) -> list[tuple[str, str, list[Heat]]]:
 def _lost(sides: dict[str, list[Figure]], base: int) -> list[tuple[str, list[str]]]:
     """Line by line what short tasks say of each side, and the difference."""
     lines = []
-    for what, axis, title, form, _ in SHORT:
+    for what, axis, title, form in SHORT:
         means = []
         for figures in sides.values():
             values = [f.value for f in figures if f.what == what and (axis is None or f.number(axis) == base)]
