@@ -1,8 +1,9 @@
 """How documents are put next to each other in an epoch of the order "windows", where not as the shard has them.
 
-An epoch lays documents end to end in rounds. The first has every document once. Each further one has the long ones
-that are still to be shown (data.long): of these, in the shard's order, number k comes floor((k + 1) · W) − floor(k · W)
-times in an epoch, W being their weight, so n of them come floor(n · W) times, and no round has two copies of one.
+An epoch lays documents end to end. Without data.long it has each of them once; with it, number k of the long ones, in
+the shard's order, comes floor((k + 1) · W) − floor(k · W) times, W being their weight, so n of them come floor(n · W)
+times. The epoch then has as many rounds as any document has copies, and no round has two of one: documents that come
+once are shared out over the rounds in equal parts, and the copies of the others lie as many rounds apart as they can.
 Within a round data.join says the order: the shard's own; by source, sources in a seeded order that stays the same; or
 drawn anew for each epoch.
 """
@@ -34,12 +35,12 @@ class Layout:
         self._starts = shard.document_ends - self._lengths
         self._shuffled = shuffled
         self._seed = seed
-        order = np.arange(len(times))
+        self._times = times
+        self._order = np.arange(len(times))
         if groups is not None:
             # the last word tells this draw from those of epochs
             ranks = np.random.default_rng([seed[0], 0, *seed[1:], 2]).permutation(int(groups.max(initial=0)) + 1)
-            order = np.argsort(ranks[groups], kind="stable")
-        self._rounds = [order[times[order] > r] for r in range(int(times.max(initial=0)))]
+            self._order = np.argsort(ranks[groups], kind="stable")
         self.n_tokens = int((times * self._lengths).sum())
         self._epoch = -1
         self._lay(0)
@@ -48,11 +49,11 @@ class Layout:
         """Make `documents` and `ends` those of an epoch; the last one's are kept."""
         if self._epoch >= 0 and (epoch == self._epoch or not self._shuffled):
             return
-        rounds = self._rounds
         if self._shuffled:
             draws = np.random.default_rng([self._seed[0], epoch, *self._seed[1:], 1])
-            rounds = [draws.permutation(one) for one in rounds]
-        self._documents = np.concatenate([np.zeros(0, np.int64), *rounds])
+            self._documents = laid_out(draws.permutation(self._order), self._times, draws)
+        else:
+            self._documents = laid_out(self._order, self._times)
         self._ends = np.cumsum(self._lengths[self._documents], dtype=np.int64)
         self._epoch = epoch
 
@@ -71,6 +72,31 @@ class Layout:
             tokens[done:done + stop - before] = self._shard.tokens(first + before, first + stop)
             done += stop - before
         return tokens, places - places[0]
+
+
+def laid_out(order: np.ndarray, times: np.ndarray, draws: np.random.Generator | None = None) -> np.ndarray:
+    """The documents of an epoch, round by round.
+
+    order (documents,): all of them, as they stand within a round, unless `draws` says it for each round anew.
+    times (documents,): how often the epoch has each.
+    """
+    n = int(times.max(initial=1))
+    once, often = order[times[order] == 1], order[times[order] > 1]
+    # of a document that comes t times, copy j is j · n / t rounds behind the first, and first ones are shared out too
+    copies = times[often]
+    copy = np.arange(copies.sum()) - np.repeat(np.cumsum(copies) - copies, copies)
+    later = (np.repeat(np.arange(len(often)), copies) + copy * n // np.repeat(copies, copies)) % n
+    documents = np.concatenate([once, np.repeat(often, copies)])
+    rounds = np.concatenate([np.arange(len(once)) * n // max(1, len(once)), later])
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    found = np.lexsort((places[documents] if draws is None else draws.random(len(documents)), rounds))
+    documents, rounds = documents[found], rounds[found]
+    # the last of a round may be the first of the next
+    for at in np.flatnonzero(np.diff(rounds)) + 1:
+        if documents[at - 1] == documents[at] and at + 1 < len(rounds) and rounds[at + 1] == rounds[at]:
+            documents[[at, at + 1]] = documents[[at + 1, at]]
+    return documents
 
 
 def shown(lengths: np.ndarray, long: LongConfig | None) -> np.ndarray:

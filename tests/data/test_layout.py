@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
-from math import floor
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,13 @@ def test_long_documents_are_shown_as_often_as_asked_in_every_epoch(data, weight)
     expected = dict.fromkeys(range(len(LENGTHS)), 1)
     expected |= {d: floor((k + 1) * exact) - floor(k * exact) for k, d in enumerate(long)}
     assert sum(expected[d] for d in long) == floor(len(long) * exact)
-    rounds = [[d for d in range(len(LENGTHS)) if expected[d] > r] for r in range(max(expected.values()))]
     for number in (0, 1):
-        assert epoch(s, number) == whole([d for one in rounds for d in one], s)
+        tokens = epoch(s, number)
+        # what the last window cuts off is short
+        found = Counter(tokens)
+        lacking = {d: expected[d] * (LENGTHS[d] - 1) - found[d] for d in expected}
+        assert min(lacking.values()) == 0
+        assert sum(lacking.values()) < SEQ_LEN
     assert s.epochs[data] == 1000 / s.order.n_windows
 
 
@@ -160,23 +165,54 @@ def test_a_random_order_is_another_one_each_epoch_and_has_every_document_once(da
     assert epoch(stream(data, join="random", seed=6), 0) != epoch(s, 0)
 
 
-@pytest.mark.parametrize("join", ["source", "random"])
-def test_copies_of_a_document_are_in_rounds_of_their_own(data, join) -> None:
-    s = stream(data, join=join, long={"min_tokens": 33, "weight": 3.0})
-    found = letters(epoch(s, 1), LENGTHS)
+def test_copies_are_apart_and_the_rest_is_shared_out_between_them(data) -> None:
     long = [d for d, n in enumerate(LENGTHS) if n >= 33]
-    first, second, third = (found[:len(LENGTHS)], found[len(LENGTHS):len(LENGTHS) + len(long)],
-                            found[len(LENGTHS) + len(long):])
-    assert sorted(first) == list(range(len(LENGTHS)))
-    assert sorted(second) == long
-    assert set(third) <= set(long)
-    assert len(third) == len(set(third)) >= len(long) - 1
-    if join == "source":
-        for one in (second, third):
-            runs = [SOURCES[d] for i, d in enumerate(one) if i == 0 or SOURCES[one[i - 1]] != SOURCES[d]]
-            assert len(runs) == len(set(runs))
-    else:
-        assert second[:len(third)] != third
+    rest = [d for d in range(len(LENGTHS)) if d not in long]
+    # 13 documents that come once, 7 that come three times, each third of the epoch in the shard's order
+    thirds = [rest[:5], rest[5:9], rest[9:]]
+    s = stream(data, long={"min_tokens": 33, "weight": 3.0})
+    assert epoch(s, 0) == whole([d for third in thirds for d in sorted(third + long)], s)
+
+
+@pytest.mark.parametrize("join", ["source", "random"])
+def test_a_round_has_no_two_copies_and_its_own_order(data, join) -> None:
+    s = stream(data, join=join, long={"min_tokens": 33, "weight": 3.0})
+    long = [d for d, n in enumerate(LENGTHS) if n >= 33]
+    orders = []
+    for number in range(2):
+        found = letters(epoch(s, number), LENGTHS)
+        rounds, seen = [[]], set()
+        for d in found:
+            if d in long and d in seen:
+                rounds.append([])
+                seen = set()
+            seen |= {d} & set(long)
+            rounds[-1].append(d)
+        assert all(set(long) <= set(one) for one in rounds[:2])
+        assert not any(a == b for a, b in pairwise(found))
+        if join == "source":
+            for one in rounds:
+                sources = [SOURCES[d] for i, d in enumerate(one) if i == 0 or SOURCES[one[i - 1]] != SOURCES[d]]
+                # a round's last documents, behind its long ones, are taken for the next one's first by this test
+                assert len(sources) <= len(set(sources)) + 1
+        orders += [[d for d in one if d in long] for one in rounds[:2]]
+    assert len({tuple(order) for order in orders}) == (1 if join == "source" else 4)
+
+
+@pytest.mark.parametrize("join", ["order", "random"])
+@pytest.mark.parametrize(("n", "long", "weight"), [(40, (7, 39), 8.0), (40, (38, 39), 2.5), (12, (0,), 6.0)])
+def test_few_long_documents_do_not_stand_beside_themselves(tmp_path, join, n, long, weight) -> None:
+    lengths = [40 if d in long else 10 for d in range(n)]
+    s = stream(folder(tmp_path / "few", lengths), join=join, long={"min_tokens": 40, "weight": weight})
+    found = letters(epoch(s, 1), lengths)
+    rounds = ceil(weight)
+    for d in long:
+        places = [i for i, other in enumerate(found) if other == d]
+        assert len(places) >= floor(weight) - 1
+        if join == "order":
+            assert min(b - a for a, b in pairwise(places)) >= (n - len(long)) // rounds
+        else:
+            assert min(b - a for a, b in pairwise(places)) > 1
 
 
 @pytest.mark.parametrize("options", [
@@ -244,6 +280,22 @@ def test_in_a_blend_every_folder_is_laid_out_by_itself(data, tmp_path) -> None:
     lacking = sum(wanted[d] - copies[d] for d in copies)
     assert all(wanted[d] >= copies[d] for d in copies)
     assert lacking <= SEQ_LEN
+
+
+def test_folders_of_a_blend_that_are_alike_have_orders_of_their_own(data, tmp_path) -> None:
+    other = folder(tmp_path / "other", LENGTHS, SOURCES, first=100)
+    for join in ("random", "source"):
+        s = stream({data: 1.0, other: 1.0}, join=join)
+        batches = [s.batch(i) for i in range(60)]
+        windows: dict[str, dict[int, list[int]]] = {data: {}, other: {}}
+        for batch in batches:
+            words = batch.names[0].split()
+            if int(words[7]) == 0:
+                path = next(each for each in windows if each in batch.names[0])
+                windows[path][int(words[4])] = [t if t == EOD else t % 100 for t in batch.tokens[0].tolist()]
+        both = sorted(set(windows[data]) & set(windows[other]))
+        assert len(both) > 5
+        assert [windows[data][k] for k in both] != [windows[other][k] for k in both]
 
 
 def test_where_no_document_is_long_the_figures_are_told(data, tmp_path) -> None:
