@@ -88,15 +88,6 @@ def test_the_keys_that_may_change_are_those_that_the_code_lets_change() -> None:
     assert told == set(MAY_CHANGE)
 
 
-@pytest.mark.parametrize("page", ["parallelism", "training", "architecture"])
-def test_links_and_named_files_are_there(page: str) -> None:
-    text = (DOCS / f"{page}.md").read_text()
-    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
-        assert (DOCS / link).exists(), link
-    for name in re.findall(r"\b(?:tests|hinny)/[\w/]+\.py\b", text):
-        assert (ROOT / name).exists(), name
-
-
 def test_the_tests_that_prove_a_scheme_are_there() -> None:
     names = [name for row in _section("How it is proven") for name in re.findall(r"test_\w+\.py", row[1])]
     there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}

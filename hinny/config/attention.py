@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -48,7 +49,8 @@ class RopeScaling(Section):
     @property
     def reach(self) -> int:
         """Tokens up to which positions are told as training knew them."""
-        return math.floor(self.factor * self.trained_len)
+        # as it is written: 1.15 is 115 hundredths
+        return math.floor(Fraction(str(self.factor)) * self.trained_len)
 
 
 class AttentionConfig(Section):

@@ -231,6 +231,11 @@ class TrainConfig(Section):
         """Tokens of a sequence that one forward pass sees."""
         return self.segment_len or self.seq_len
 
+    @property
+    def pass_key(self) -> str:
+        """The key that says `pass_len`."""
+        return "seq_len" if self.segment_len is None else "segment_len"
+
 
 class Recipe(Section):
     """All that defines a run. `name` is the recipe file's name."""
@@ -248,11 +253,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         scaling = self.model.attention.rope_scaling if self.model.attention else None
-        if scaling is not None and self.train.seq_len > scaling.reach:
+        key, length = self.train.pass_key, self.train.pass_len
+        if scaling is not None and length > scaling.reach:
             raise ValueError(
-                f"train.seq_len ({self.train.seq_len}) is past what model.attention.rope_scaling allows: factor "
-                f"({scaling.factor:g}) x trained_len ({scaling.trained_len}) = {scaling.reach} tokens. Raise factor to "
-                f"{math.ceil(100 * self.train.seq_len / scaling.trained_len) / 100:g}, or shorten the sequences.")
+                f"train.{key} ({length}) is past what model.attention.rope_scaling allows: factor "
+                f"({scaling.factor}) x trained_len ({scaling.trained_len}) = {scaling.reach} tokens. Raise factor to "
+                f"{math.ceil(100 * length / scaling.trained_len) / 100:.10g}, or shorten the sequences.")
         kinds = self.parallel.recompute
         if isinstance(kinds, list) and (absent := [s for s in kinds if s not in self.model.pattern]):
             raise ValueError(f"parallel.recompute names '{absent[0]}', but model.pattern has no such layer; remove it.")

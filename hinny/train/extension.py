@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from hinny.checkpoint import differences, read_meta, uncut
-from hinny.config import Recipe
+from hinny.config import Recipe, TrainConfig
 from hinny.errors import CheckpointError, ConfigError
 from hinny.run import Run
 
 log = logging.getLogger("hinny.train")
 
-MAY_DIFFER = ("attention.positions", "attention.rope_base", "attention.rope_fraction", "attention.rope_scaling",
-              "attention.score_scale", "mamba1.chunk_len", "mamba2.chunk_len")
+POSITIONS = ("positions", "rope_base", "rope_fraction", "rope_scaling", "score_scale")
+"""Keys of [model.attention] that say how positions are told."""
+MAY_DIFFER = (*(f"attention.{key}" for key in POSITIONS), "mamba1.chunk_len", "mamba2.chunk_len")
 """Keys of [model], or sections of it, that change no weight's shape or meaning: how positions are told, how sums are
 cut."""
 NO_EFFECT = ("n_layers", "attention_ratio", "mlp_ratio", "init_std", "output_init_std",
@@ -118,34 +119,49 @@ def _check_model(run: Run, saved: dict[str, Any], recipe: Recipe) -> None:
 
 
 def _check_positions(base: Base, meta: dict[str, Any], recipe: Recipe) -> None:
-    """Says of a length past what positions were trained for what it means; refuses a scheme made for another length."""
-    attention, length = recipe.model.attention, recipe.train.seq_len
-    if attention is None or length <= base.length:
+    """Says what another scheme of positions, or a length past what positions were trained for, means; refuses a scaling
+    made for another length.
+    """
+    attention, was = recipe.model.attention, meta["recipe"]["model"]["attention"]
+    if attention is None:
         return
-    was = meta["recipe"]["model"]["attention"]
-    if attention.positions == "none":
-        if was["positions"] == "rope":
-            log.info("positions are dropped: %s was trained with rotary positions.", base.run.path)
-        return
-    if was["positions"] == "none":
-        log.warning("model.attention.positions is rope, and %s was trained without positions on %d tokens: its "
-                    "attention has to learn them.", base.run.path, base.length)
-    elif attention.rope_scaling is None and attention.rope_base == was["rope_base"]:
-        log.warning("train.seq_len is %d, %.3g times the %d tokens that %s was trained on, and its rotary positions "
-                    "stay as they are (base %g): attention meets angles that it has not seen. Raise model.attention."
-                    "rope_base, set model.attention.rope_scaling, or drop positions.", length, length / base.length,
-                    base.length, base.run.path, attention.rope_base)
+    before = TrainConfig.model_validate(meta["recipe"]["train"]).pass_len
+    longer = recipe.train.pass_len > before
+    now = attention.model_dump(mode="json")
+    changed = {key: (was.get(key), now[key]) for key in POSITIONS if was.get(key) != now[key]}
     scaling = attention.rope_scaling
-    if scaling is None:
-        return
-    before = was.get("rope_scaling")
-    trained = base.length if before is None else before["trained_len"]
-    if scaling.trained_len != trained:
-        told = (f"model.attention.rope_scaling.trained_len is {scaling.trained_len}, and {base.run.path} was trained "
-                f"on {trained} tokens before any scaling")
-        if not converted(meta):
-            raise ConfigError(f"{told}. Set it to {trained}.")
-        log.warning("%s, as far as its recipe knows.", told)
+    if scaling is not None:
+        trained = (was.get("rope_scaling") or {"trained_len": before})["trained_len"]
+        if scaling.trained_len != trained:
+            told = (f"model.attention.rope_scaling.trained_len is {scaling.trained_len}, and {base.run.path} was "
+                    f"trained on {trained} tokens before any scaling")
+            if not converted(meta):
+                raise ConfigError(f"{told}. Set it to {trained}.")
+            log.warning("%s, as far as its recipe knows.", told)
+    if changed:
+        lines = "; ".join(f"model.attention.{key}: {_told(old)} → {_told(new)}" for key, (old, new) in changed.items())
+        # an extension changes them to reach further; anything else may be a recipe that forgot what its base has
+        forgotten = [key for key, (_, new) in changed.items() if new is None
+                     and (key == "score_scale" or (key == "rope_scaling" and attention.positions == "rope"))]
+        meant = longer and not forgotten
+        log.log(logging.INFO if meant else logging.WARNING, "attention tells positions otherwise than in %s: %s.",
+                base.run.path, lines)
+    if attention.positions == "rope" and was["positions"] == "none":
+        log.warning("model.attention.positions is rope, and %s was trained without positions on %d tokens: its "
+                    "attention has to learn them.", base.run.path, before)
+    elif attention.positions == "rope" and longer and scaling is None and not changed:
+        log.warning("%s is %d, %.3g times the %d tokens that %s was trained on, and its rotary positions stay as they "
+                    "are (base %g): attention meets angles that it has not seen. Raise model.attention.rope_base, set "
+                    "model.attention.rope_scaling, or drop positions.",
+                    f"train.{recipe.train.pass_key}", recipe.train.pass_len, recipe.train.pass_len / before, before,
+                    base.run.path, attention.rope_base)
+
+
+def _told(value: Any) -> str:
+    """A key's value for a line: a section's keys, and "none" where it is not set."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {one}" for key, one in value.items() if one is not None)
+    return "none" if value is None else str(value)
 
 
 def _print(meta: dict[str, Any]) -> str:

@@ -59,8 +59,8 @@ def check_sight(run: Run, recipe: Recipe, first: Recipe, meta: dict[str, Any] | 
     """Refuses a process that has another recipe than the `first`, or does not see the checkpoint that it goes on from.
     """
     # with the cuts into stages: by other cuts a layer would be trained twice, or by nobody
-    mine, theirs = (_comparable(one.model_dump(mode="json")) | {"pattern": one.model.pattern}
-                    for one in (recipe, first))
+    mine, theirs = ({**_comparable(dump := one.model_dump(mode="json")), "pattern": one.model.pattern,
+                     "init": dump["init"]} for one in (recipe, first))
     # the data may lie elsewhere on another machine; they are compared by fingerprint
     if changed := differences(theirs, mine, ("data.path",)):
         key, (old, new) = next(iter(changed.items()))

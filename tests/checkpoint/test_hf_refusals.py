@@ -28,6 +28,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "nemotron_h": dict(pattern="M-*", mamba2=M, attention=NOPE, mlp=RELU2),
     "nemotron": dict(pattern="*-", norm="layernorm1p", attention=ROPE, mlp=RELU2),
     "llama": dict(pattern="*-", attention=ROPE, mlp=SWIGLU)}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 SCALED = {"rope_type": "llama3", "rope_theta": 50.0, "factor": 8.0}
 
 
@@ -95,6 +96,11 @@ TAGGED = {"__float__": "Infinity"}
      "attention_factor is 1.0; hinny has YaRN's own"),
     ("llama", dict(rope_parameters={"rope_type": "yarn", "factor": 4.0, "truncate": False}), "truncate is False"),
     ("llama", dict(rope_parameters={"rope_type": "linear"}), "and factor is None"),
+    *(("llama", dict(rope_parameters={"rope_type": "yarn", "factor": 4.0, key: odd}), f"and {key} is {odd!r}")
+      for key in ("attention_factor", "beta_fast", "beta_slow") for odd in ("1.2", 0, True, [1.0])),
+    ("llama", dict(rope_parameters=YARN, rope_scaling={"rope_type": "default"}), "scalings that differ (method yarn"),
+    ("llama", dict(rope_parameters=YARN, rope_scaling=YARN | {"factor": 2.0}), "factor 2.0, trained_len 16); it is"),
+    ("llama", dict(rope_parameters={"rope_type": "default"}, rope_scaling=YARN), "that differ (none and method yarn"),
     ("llama", dict(rope_parameters={"rope_type": "linear", "factor": 2.0}, max_position_embeddings=...),
      "original_max_position_embeddings is 0"),
     *((name, dict(rope_theta=60.0), "rope_theta is 60.0 and, among the rope parameters, 50.0") for name in ("nemotron",

@@ -106,6 +106,19 @@ def test_what_has_no_effect_is_refused(changes: dict[str, Any], message: str) ->
 def test_a_length_past_what_scaling_allows_is_refused_with_the_figures() -> None:
     keys = [f"model.attention.rope_scaling.{item}" for item in ('method="yarn"', "factor=4.0", "trained_len=64")]
     assert load_recipe("tiny-transformer", [*keys, "train.seq_len=256"])
-    with pytest.raises(ConfigError, match=r"train\.seq_len \(257\) is past what .* factor \(4\) x trained_len \(64\) = "
-                                          r"256 tokens\. Raise factor to 4\.02"):
+    with pytest.raises(ConfigError, match=r"train\.seq_len \(257\) is past what .* factor \(4\.0\) x trained_len "
+                                          r"\(64\) = 256 tokens\. Raise factor to 4\.02"):
         load_recipe("tiny-transformer", [*keys, "train.seq_len=257"])
+    # a factor is what is written: 1.15 x 100 is 115
+    keys = [f"model.attention.rope_scaling.{item}" for item in ('method="yarn"', "factor=1.15", "trained_len=100")]
+    assert load_recipe("tiny-transformer", [*keys, "train.seq_len=115"])
+    with pytest.raises(ConfigError, match=r"Raise factor to 1\.16"):
+        load_recipe("tiny-transformer", [*keys, "train.seq_len=116"])
+
+
+def test_in_segments_scaling_must_reach_over_one_of_them() -> None:
+    keys = [f"model.attention.rope_scaling.{item}" for item in ('method="yarn"', "factor=4.0", "trained_len=64")]
+    keys += ["train.seq_len=2048", "train.cuda_graphs=false"]
+    assert load_recipe("30m-hybrid-rope", [*keys, "train.segment_len=256"])
+    with pytest.raises(ConfigError, match=r"train\.segment_len \(512\) is past what .* = 256 tokens"):
+        load_recipe("30m-hybrid-rope", [*keys, "train.segment_len=512"])

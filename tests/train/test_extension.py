@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 
 import pytest
 import torch
 from converted_runs import converted, values_of
+from extensions import ROPE, changed, extended
 from torch.nn import functional as F
 
 from hinny.checkpoint import load_model, read_meta
-from hinny.config import Recipe, load_recipe, to_toml, validate
+from hinny.config import load_recipe, to_toml
 from hinny.data.mix import Stream
 from hinny.data.prepare import prepare
 from hinny.errors import CheckpointError, ConfigError, DataError, RunError
+from hinny.run import Run
 from hinny.train.loop import train
-
-ROPE = {"n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "positions": "rope", "rope_fraction": 0.5, "rope_base": 100.0}
-
-
-def changed(recipe: Recipe, **sections) -> Recipe:
-    """The recipe with keys of its sections changed, checked anew; a section that is None is left out."""
-    table = recipe.model_dump(mode="json", exclude_none=True)
-    for name, keys in sections.items():
-        table[name] = {**table.get(name, {}), **keys}
-    return validate(Recipe, table, "test")
-
-
-def extended(recipe: Recipe, base, length: int = 64, init=None, **sections) -> Recipe:
-    batch = {"seq_len": length, "batch_size": 2, "micro_batch_size": 2, "steps": 4, "seed": 5}
-    return changed(recipe, init={"from": str(base), **(init or {})}, train={**batch, **sections.pop("train", {})},
-                   **sections)
+from hinny.train.resume import check_sight
 
 
 @pytest.fixture(scope="module")
@@ -131,45 +117,6 @@ def test_what_says_where_a_pattern_comes_from_has_no_effect(recipe_of, data, tmp
     assert train(extended(ratios, base.path), tmp_path / "long", data=data).finished
 
 
-def test_longer_rotary_positions_left_as_they_are_are_told(hybrid, base, data, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="hinny.train"):
-        train(extended(hybrid, base.path, length=96), tmp_path / "long", data=data)
-    assert "train.seq_len is 96, 3 times the 32 tokens" in caplog.text
-    caplog.clear()
-    raised = extended(hybrid, base.path, length=96, model={"attention": {**ROPE, "rope_base": 1000.0}})
-    with caplog.at_level(logging.WARNING, logger="hinny.train"):
-        train(raised, tmp_path / "raised", data=data)
-        train(extended(hybrid, base.path, length=32), tmp_path / "equal", data=data)
-    assert not [r for r in caplog.records if "rotary" in r.message]
-
-
-def test_scaling_is_of_the_length_that_the_base_was_trained_on(hybrid, base, data, tmp_path, caplog):
-    def scaled(trained, source=base.path, factor=4.0):
-        scaling = {"method": "yarn", "factor": factor, "trained_len": trained}
-        return extended(hybrid, source, length=96, model={"attention": {**ROPE, "rope_scaling": scaling}})
-
-    with caplog.at_level(logging.WARNING, logger="hinny.train"):
-        longer = train(scaled(32), tmp_path / "long", data=data)
-    assert not caplog.records
-    with pytest.raises(ConfigError, match=r"trained_len is 48, and .* was trained on 32 tokens .* Set it to 32\."):
-        train(scaled(48), tmp_path / "wrong", data=data)
-    # a second extension is told the length before any scaling
-    assert train(scaled(32, longer.path, 6.0), tmp_path / "again", data=data).finished
-    folder = tmp_path / "converted"
-    converted(folder, values_of(hybrid.model, seed=3), config=hybrid.model)
-    with caplog.at_level(logging.WARNING, logger="hinny.train"):
-        train(scaled(48, folder), tmp_path / "from-converted", data=data)
-    assert "trained_len is 48" in caplog.text
-
-
-def test_positions_on_a_base_without_them_are_told(recipe_of, data, tmp_path, caplog):
-    plain = recipe_of("M*-")
-    base = train(plain, tmp_path / "base", data=data)
-    with caplog.at_level(logging.WARNING, logger="hinny.train"):
-        train(extended(plain, base.path, model={"attention": ROPE}), tmp_path / "long", data=data)
-    assert "was trained without positions on 32 tokens" in caplog.text
-
-
 def test_data_without_a_document_longer_than_the_bases_sequences_are_refused(recipe_of, data, tmp_path):
     recipe = recipe_of("M", seq_len=512, steps=1, batch_size=2, micro_batch_size=2, save_every=1,
                        optim={"warmup_samples": 0})
@@ -200,6 +147,16 @@ def test_a_base_that_is_not_there_is_refused_with_the_fix(hybrid, base, data, tm
         train(extended(hybrid, base.path, init={"step": 5}), out, data=data)
     with pytest.raises(ConfigError, match="is the run directory that is to be written"):
         train(extended(hybrid, out), out, data=data)
+
+
+def test_processes_with_other_bases_are_refused(hybrid, tmp_path):
+    first, out = extended(hybrid, "runs/base"), Run(tmp_path / "long")
+    check_sight(out, extended(hybrid, "runs/base"), first, None)
+    for other, told in ((extended(hybrid, "runs/other"), "init.from is runs/base on the first and runs/other"),
+                        (extended(hybrid, "runs/base", init={"step": 3}), "init.step is None on the first and 3"),
+                        (first.model_copy(update={"init": None}), "init.from is runs/base on the first and None")):
+        with pytest.raises(ConfigError, match=f"different recipes: {told}"):
+            check_sight(out, other, first, None)
 
 
 def test_converted_weights_are_a_base_and_take_no_other(hybrid, base, data, tmp_path):

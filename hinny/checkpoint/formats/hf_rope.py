@@ -28,7 +28,7 @@ def rope(settings: Settings, head_dim: int, fraction: float) -> dict[str, Any]:
     """
     tables = [settings.need(key, dict) for key in ("rope_parameters", "rope_scaling") if key in settings]
     base, share = settings.get("rope_theta", float, 0.0), settings.get("partial_rotary_factor", float, 0.0)
-    scaling: dict[str, Any] = {}
+    scalings: list[dict[str, Any] | None] = []
     for table in tables:
         kind = table.get("rope_type", table.get("type", "default"))
         known = KNOWN.get(kind, PLAIN) if isinstance(kind, str) else PLAIN
@@ -42,10 +42,13 @@ def rope(settings: Settings, head_dim: int, fraction: float) -> dict[str, Any]:
                 raise CheckpointError(f"{settings.file}: {key} is {value} and, among the rope parameters, "
                                       f"{table[key]}; it is not clear which is meant. Make them agree.")
         base, share = table.get("rope_theta") or base, table.get("partial_rotary_factor") or share
-        if kind != "default":
-            scaling = {"rope_scaling": _scaling(settings, table, METHODS[kind])}
+        scalings.append(_scaling(settings, table, METHODS[kind]) if kind in METHODS else None)
+    if len(scalings) == 2 and scalings[0] != scalings[1]:
+        told = (", ".join(f"{key} {value}" for key, value in one.items()) if one else "none" for one in scalings)
+        raise CheckpointError(f"{settings.file}: rope_parameters and rope_scaling tell scalings that differ "
+                              f"({' and '.join(told)}); it is not clear which is meant. Make them agree.")
     return {"positions": "rope", "rope_fraction": float(share or fraction), "rope_base": float(base or 10000.0),
-            **scaling}
+            **({"rope_scaling": scalings[0]} if any(scalings) else {})}
 
 
 def _scaling(settings: Settings, table: dict[str, Any], method: str) -> dict[str, Any]:
@@ -53,8 +56,12 @@ def _scaling(settings: Settings, table: dict[str, Any], method: str) -> dict[str
     factor, trained = table.get("factor"), table.get("original_max_position_embeddings")
     if trained is None:
         trained = settings.get("max_position_embeddings", int, 0)
-    for key, value, kind in (("factor", factor, (int, float)), ("original_max_position_embeddings", trained, int)):
-        if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
+    more = [(key, table[key], (int, float)) for key in ("attention_factor", "beta_fast", "beta_slow")
+            if table.get(key) is not None]
+    for key, value, kind in (("factor", factor, (int, float)), ("original_max_position_embeddings", trained, int),
+                             *more):
+        # a NaN is above nothing
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
             raise CheckpointError(f"{settings.file}: the rotary positions are scaled, and {key} is {value!r}; it must "
                                   "be a positive number.")
     assert isinstance(factor, (int, float))
