@@ -56,10 +56,10 @@ def _scaling(settings: Settings, table: dict[str, Any], method: str) -> dict[str
     factor, trained = table.get("factor"), table.get("original_max_position_embeddings")
     if trained is None:
         trained = settings.get("max_position_embeddings", int, 0)
-    more = [(key, table[key], (int, float)) for key in ("attention_factor", "beta_fast", "beta_slow")
-            if table.get(key) is not None]
-    for key, value, kind in (("factor", factor, (int, float)), ("original_max_position_embeddings", trained, int),
-                             *more):
+    numbers = {"factor": factor, "original_max_position_embeddings": trained}
+    numbers |= {key: table[key] for key in ("attention_factor", "beta_fast", "beta_slow") if table.get(key) is not None}
+    for key, value in numbers.items():
+        kind = int if key == "original_max_position_embeddings" else (int, float)
         # a NaN is above nothing
         if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
             raise CheckpointError(f"{settings.file}: the rotary positions are scaled, and {key} is {value!r}; it must "
