@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hinny.study import longer_rules, rules
+from hinny.study import longer_rules, rules, sweep_rules
 from hinny.study.collect import Table
 from hinny.study.rules import UNCLEAR, Verdict
 
@@ -20,6 +20,7 @@ class Claim:
     """One claim of the paper. `test` is the rule in words, or what would test it where there is no rule.
 
     longer: for a rule on extensions, what would test it where a study has none; it is not tested there.
+    varied: the same for a rule on what a study varies, and the keys of `sweep_rules.varies`.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Claim:
     test: str
     rule: Rule | None = None
     longer: str = ""
+    varied: tuple[str, tuple[str, ...]] = ("", ())
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,18 @@ class Judged:
 
 def judge(table: Table) -> list[Judged]:
     """Every claim with the verdict of its rule on the figures of `table`."""
-    extended = bool(table.about.get("extensions"))
-    claims = [replace(c, rule=None, test=c.longer) if c.longer and not extended else c for c in CLAIMS]
+    claims = [_in_study(claim, table) for claim in CLAIMS]
     return [Judged(claim, claim.rule(table) if claim.rule else _untested(table, claim)) for claim in claims]
+
+
+def _in_study(claim: Claim, table: Table) -> Claim:
+    """The claim, without its rule where the study has nothing that the rule is about."""
+    needs, keys = claim.varied
+    if claim.longer and not table.about.get("extensions"):
+        return replace(claim, rule=None, test=claim.longer)
+    if needs and not sweep_rules.varies(table, *keys):
+        return replace(claim, rule=None, test=needs)
+    return claim
 
 
 def _untested(table: Table, claim: Claim) -> Verdict:
@@ -67,19 +78,37 @@ _LONG = "Needs a study that extends the trained models to longer contexts"
 
 CLAIMS = [
     Claim("C1", "The best share of attention layers is near 8 %.", "130M, 24 layers: loss lowest with 2 of 24",
-          _SWEEP + "0 to 6 attention layers of 24, three seeds or more, compared by held-out loss."),
+          "Along one line of variants with one share of MLP layers. Seen if the mean held-out loss is lowest at a "
+          "share of 4 to 17 %, whose worst seed is more than 0.01 nats/token below the best seed with none and those "
+          "with 25 % or more; not seen if the worst seed of another share is below its best by that.",
+          sweep_rules.best_attention_share,
+          varied=(_SWEEP + "the share of attention layers, compared by held-out loss.", ("attention", "mlp"))),
     Claim("C2", "The best share does not move with the model's size.", "also 8 % at 840M",
           "Needs the sweep of C1 at two or three sizes."),
     Claim("C3", "30 to 50 % of the layers can be MLPs at no cost in loss.", "attention 8 %, MLP from 5 to 50 %",
-          _SWEEP + "the share of MLP layers at equal parameters and tokens."),
+          "At one share of attention layers. Seen if with 30 to 50 % of MLP layers the worst seed is at most 0.01 "
+          "nats/token above the best seed with 10 % or less; not seen if a best seed is above the worst by more.",
+          sweep_rules.mlp_share_is_free,
+          varied=(_SWEEP + "the share of MLP layers at equal parameters and tokens.", ("mlp", "attention"))),
     Claim("C4", "More MLP layers train faster.", "50 % MLP 20 % faster than 5 %",
-          _SWEEP + "the share of MLP layers with training speed at equal parameters, on a GPU."),
+          "On an accelerator, the largest share of MLP layers against the smallest. Seen if its slowest timing is "
+          "above the other's fastest; not seen if its fastest is below the slowest.", sweep_rules.mlp_trains_faster,
+          varied=(_SWEEP + "the share of MLP layers with training speed at equal parameters, on a GPU.",
+                  ("mlp", "attention"))),
     Claim("C5", "Even spreading is as good as any placement of attention.", "no significant gain of another placement",
-          _SWEEP + "placements: even, first, middle, last, in blocks; loss and recall."),
+          "Seen if the worst seed of the even placement is at most 0.01 nats/token above the best seed of every other; "
+          "not seen if its best seed is above the worst of one by more.", sweep_rules.even_spreading_is_as_good,
+          varied=(_SWEEP + "placements: even, first, middle, last, in blocks; loss and recall.",
+                  ("pattern", "layers"))),
     Claim("C6", "Grouped-query attention is free in a hybrid.", "perplexity +0.04 % with 8 groups",
-          "Needs two hybrids that differ in KV heads alone."),
+          "Seen if the worst seed with fewer KV heads is at most 0.01 nats/token above the best with all; not seen if "
+          "its best seed is above the worst by more.", sweep_rules.grouped_queries_are_free,
+          varied=("Needs two hybrids that differ in KV heads alone.", ("kv_heads", "pattern", "positions"))),
     Claim("C7", "RoPE in the hybrid's attention does not help at the training length.",
-          "840M, mean of tasks: 52.19 without, 52.39 with", "Needs two hybrids that differ in positions alone."),
+          "840M, mean of tasks: 52.19 without, 52.39 with",
+          "By held-out loss. Seen if the worst seed without positions is at most 0.01 nats/token above the best with "
+          "rotary ones; not seen if its best seed is above the worst by more.", sweep_rules.rope_does_not_help,
+          varied=("Needs two hybrids that differ in positions alone.", ("positions", "pattern", "kv_heads"))),
     Claim("C8", "RoPE hurts the hybrid after extension.", "16K: 53.43 without; 52.61 and 51.52 with",
           "Seen if at every length that both are extended to, the worst seed of the hybrid without positions (extended "
           "by its length alone) has a loss more than 0.01 nats/token below the best seed of the best method of the one "

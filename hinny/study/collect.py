@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hinny import counts
+from hinny import counts, pattern
 from hinny.config import ModelConfig, Recipe, load_recipe, read_toml, to_toml, validate
 from hinny.errors import RunError
 from hinny.run import Run, write_atomically
@@ -23,7 +23,7 @@ from hinny.study.config import StudyConfig, differences, load_extensions
 from hinny.study.gains import extended_rows
 from hinny.study.longer import Extension
 from hinny.study.plan import Layout
-from hinny.study.vary import Variant, VaryConfig, variants
+from hinny.study.vary import Axis, Value, VaryConfig, variants
 
 Row = dict[str, Any]
 FAMILIES = {"transformer": "Transformer", "mamba": "Mamba", "mamba2": "Mamba-2", "hybrid": "Mamba-2-Hybrid",
@@ -135,11 +135,16 @@ def collect(study: Path) -> Path:
     paths = {name: layout.recipe(name) for name in [*config.recipes, *(one.name for one in variants(config.vary))]}
     recipes = {name: validate(Recipe, read_toml(path), str(path)) for name, path in paths.items()}
     extensions = load_extensions(config, recipes)
+    swept = {member["recipe"] for line in sweeps(config.vary, recipes) for member in line["members"]}
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for name in recipes:
         for seed in config.seeds:
             for row in _seed_rows(layout, name, seed, [one for one in extensions if one.base.name == name]):
                 groups[row["what"], row["variant"], row["shape"]].append(row)
+                if row["what"] == "held_out_loss" and name in swept:
+                    # what a law is fitted to
+                    each = {**row, "what": "held_out_loss_of_seed", "shape": f"seed={seed}"}
+                    groups[each["what"], name, each["shape"]].append(each)
     rows = [_over_seeds(group) for group in groups.values()]
     predicted = layout.results / "predict.json"
     rows += json.loads(predicted.read_text(encoding="utf-8")) if predicted.is_file() else []
@@ -222,29 +227,35 @@ def describe(recipe: Recipe) -> dict[str, Any]:
             "positions": model.attention.positions if model.attention else None,
             "heads": model.attention.n_heads if model.attention else None,
             "kv_heads": model.attention.n_kv_heads if model.attention else None,
+            "even": is_even(model),
             "shares": {kind: counts.layer_counts(model).get(symbol, 0) / model.depth
                        for kind, symbol in SHARES.items()}}
+
+
+def is_even(model: ModelConfig) -> bool:
+    """Whether attention and MLP layers are spread evenly, by the paper's Algorithm 1."""
+    layers, found = pattern.parse(model.pattern), counts.layer_counts(model)
+    n = len(layers)
+    return layers == pattern.allocate(n, found.get("*", 0) / n, found.get("-", 0) / n)
 
 
 def sweeps(entries: list[VaryConfig], recipes: dict[str, Recipe]) -> list[dict[str, Any]]:
     """The variants that stand on a plot, line by line: plot, line, what x is, and each one's name, value and x."""
     lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for one in variants(entries):
-        if one.vary.plot is not None:
-            recipe = recipes[one.name]
-            key = one.vary.plot, one.vary.line or "", one.vary.x
-            lines.setdefault(key, []).append({"recipe": one.name, "value": one.name if one.value is None else one.value,
-                                              "x": place(one, recipe)})
+    for entry in entries:
+        if entry.plot is not None:
+            own = {one.name: one.name if one.value is None else one.value for one in variants([entry])}
+            lines.setdefault((entry.plot, entry.line or "", entry.x), []).extend(
+                {"recipe": name, "value": value, "x": place(entry.x, value, recipes[name])}
+                for name, value in {**entry.also, **own}.items())
     return [{"plot": plot, "line": line, "x": x, "members": members} for (plot, line, x), members in lines.items()]
 
 
-def place(one: Variant, recipe: Recipe) -> float | None:
-    """Where a variant stands on its plot's axis; None for a value that is no number."""
+def place(axis: Axis, value: Value, recipe: Recipe) -> float | None:
+    """Where a model stands on a plot's axis; None for a value that is no number."""
     about = describe(recipe)
-    if one.vary.x == "value":
-        return float(one.value) if isinstance(one.value, (int, float)) else None
-    if one.vary.x in SHARES:
-        return float(about["shares"][one.vary.x])
-    return float(about["non_embedding"] if one.vary.x == "parameters" else about["flops_per_token"] * about["tokens"])
-
-
+    if axis == "value":
+        return float(value) if isinstance(value, (int, float)) else None
+    if axis in SHARES:
+        return float(about["shares"][axis])
+    return float(about["non_embedding"] if axis == "parameters" else about["flops_per_token"] * about["tokens"])

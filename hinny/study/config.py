@@ -177,6 +177,10 @@ def load_recipes(config: StudyConfig) -> dict[str, Recipe]:
             raise ConfigError(f"the variant {one.name} has the name of a recipe of the study; give [[vary]] another.")
         group = groups.setdefault(one.group, {})
         group[one.name] = recipes[one.name] = _variant(config, one, group)
+    for entry in config.vary:
+        if unknown := [name for name in entry.also if name not in recipes]:
+            raise ConfigError(f"vary {entry.name!r}: also names {unknown[0]}, which the study does not have; it has "
+                              f"{', '.join(recipes)}.")
     _check_vocabulary(recipes)
     for group in groups.values():
         if group:

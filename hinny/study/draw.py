@@ -46,6 +46,8 @@ class Series:
     points: list[Point]
     colour: int
     dashed: bool = False
+    dots: bool = False
+    """Points with their ranges, not joined."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Panel:
     mark: tuple[float, str] | None = None
     """A vertical line at x with its label."""
     format_y: Callable[[float], str] | None = None
+    format_x: Callable[[float], str] | None = None
     ticks: list[float] = field(default_factory=list)
 
 
@@ -104,6 +107,10 @@ def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
     style: dict[str, Any] = {"color": colour, "linewidth": 1.0 if series.dashed else 1.6, "marker": marker,
                              "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands or clip}
     x = [p.x for p in series.points]
+    if series.dots:
+        axes.vlines(x, [p.low for p in series.points], [p.high for p in series.points], color=colour, linewidth=1.2)
+        axes.plot(x, [p.value for p in series.points], **{**style, "linestyle": "none"})
+        return
     if not series.dashed:
         axes.fill_between(x, [p.low for p in series.points], [p.high for p in series.points],
                           color=colour, alpha=0.18, linewidth=0)
@@ -133,7 +140,7 @@ def _axes(axes: Axes, panel: Panel) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: (panel.format_x or short)(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: (panel.format_y or short)(value)))
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)

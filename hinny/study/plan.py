@@ -288,6 +288,8 @@ def _plain(table: dict[str, Any]) -> dict[str, Any]:
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(child) for key, child in value.items() if child is not None}
+    if isinstance(value, list):
+        return [_without_none(child) for child in value]
     return value
 
 

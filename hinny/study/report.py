@@ -23,6 +23,7 @@ from hinny.study.plan import Layout
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 from hinny.study.sheets import link, sheet
 from hinny.study.summary import answer, columns
+from hinny.study.sweeps import sweep_plots
 
 PLOT_FOLDER = "report_files"
 DARK = ("#62b5f5", "#e59bc8", "#ff9a52", "#3fcf9f", "#b3a4e6", "#d6c04a", "#8cc3d3", "#d99b78")
@@ -64,7 +65,7 @@ def _content(table: Table) -> dict[str, Any]:
     # what the study tests comes first, each part in the order of the numbers
     judged, lines = sorted(judge(table), key=lambda one: one.claim.rule is None), columns(table)
     recipes = table.about["recipes"]
-    shown, changed = [*extended_plots(table), *plots(table)], changes(table)
+    shown, changed = [*sweep_plots(table), *extended_plots(table), *plots(table)], changes(table)
     return {
         "about": table.about, "answer": answer(table, judged), "lines": lines, "plots": shown, "claims": judged,
         "labels": {name: table.label(name) for name in [*recipes, *table.about["predicted"]]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -38,6 +39,8 @@ class VaryConfig(Section):
     line: str | None = None
     """Name of their line there; those of one line are compared with each other."""
     x: Axis = "value"
+    also: dict[str, Value] = Field(default_factory=dict)
+    """Models of the study that stand on the line too, in front of its own: name → the value that they are there."""
 
     @model_validator(mode="after")
     def _check(self) -> VaryConfig:
@@ -52,10 +55,9 @@ class VaryConfig(Section):
         if wrong:
             raise ValueError(f"each.{wrong[0]} has {len(self.each[wrong[0]])} items for {len(self.values or ())} "
                              "values; give one for each.")
-        if self.line is not None and self.plot is None:
-            raise ValueError("line has no effect without plot; name the plot, or remove it.")
-        if self.x != "value" and self.plot is None:
-            raise ValueError("x has no effect without plot; name the plot, or remove it.")
+        for key, given in (("line", self.line is not None), ("x", self.x != "value"), ("also", bool(self.also))):
+            if given and self.plot is None:
+                raise ValueError(f"{key} has no effect without plot; name the plot, or remove it.")
         return self
 
 
@@ -91,11 +93,14 @@ def variants(entries: list[VaryConfig]) -> list[Variant]:
 
 def _overrides(entry: VaryConfig, place: int, value: Value | None) -> Iterator[str]:
     for key, item in entry.overrides.items():
-        yield f"{key}={_text(item.replace('{value}', str(value)) if isinstance(item, str) else item)}"
+        filled = isinstance(item, str) and "{value}" in item
+        yield f"{key}={item.replace('{value}', str(value)) if filled else _text(item)}"
     for key, items in entry.each.items():
         yield f"{key}={_text(items[place])}"
 
 
 def _text(value: Any) -> str:
-    """A value as the command line takes it."""
-    return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
+    """A value as the command line takes it; a text in quotes, since a pattern may look like a number."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if value == "null" else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,160 @@
+"""Rules for the paper's claims on the layer mix, from studies that vary it; the lines of a [[vary]] plot are compared.
+
+Margins and the treatment of seeds are those of hinny.study.rules: never on one seed; a difference counts when the worst
+seed of one side beats the best of the other by more than 0.01 nats/token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hinny.study.collect import Figure, Table
+from hinny.study.rules import LOSS_MARGIN, NOT_SEEN, SEEN, UNCLEAR, Verdict, percent, spread
+
+NEAR = (0.04, 0.17)
+"""Shares of attention layers that are near 8 %: half of it to twice it."""
+MANY_ATTENTION = 0.25
+MLP_FEW, MLP_MANY = 0.1, (0.3, 0.5)
+LOSS = "held_out_loss"
+SLACK = 0.005
+"""How far a share may be from the one that is asked for: shares are whole numbers of layers."""
+
+
+def _lines(table: Table) -> Iterator[list[tuple[dict[str, Any], Figure]]]:
+    """Of each line of a plot: what is told of a model, and its held-out loss; two seeds or more."""
+    for line in table.about.get("sweeps", []):
+        found = [(table.about["recipes"][member["recipe"]], figure) for member in line["members"]
+                 if (figure := table.one(LOSS, member["recipe"])) is not None]
+        if found:
+            yield found
+
+
+def varies(table: Table, *keys: str) -> bool:
+    """Whether some line of the study has models that differ in what `keys` name, the first of them."""
+    return _line(table, *keys) is not None
+
+
+def _line(table: Table, *keys: str) -> list[tuple[dict[str, Any], Figure]] | None:
+    """The first line whose models differ in the first key and agree in the others."""
+    for line in _lines(table):
+        sets = [{_value(about, key) for about, _ in line} for key in keys]
+        if len(sets[0]) > 1 and all(len(values) == 1 for values in sets[1:]):
+            return line
+    return None
+
+
+def _value(about: dict[str, Any], key: str) -> Any:
+    """What is told of a model: a share to a tenth of a percent, the numbers of layers of each kind, or a key."""
+    if key in ("attention", "mlp"):
+        return round(about["shares"][key], 3)
+    if key == "layers":
+        pattern = about["pattern"].replace("|", "")
+        return tuple(sorted((symbol, pattern.count(symbol)) for symbol in set(pattern)))
+    return about[key]
+
+
+def _judged(table: Table, keys: tuple[str, ...],
+            decide: Callable[[list[tuple[dict[str, Any], Figure]]], tuple[str, str]]) -> Verdict:
+    line = _line(table, *keys)
+    if line is None:
+        return Verdict(UNCLEAR, "The study varies nothing of the kind.")
+    if min(figure.seeds for _, figure in line) < 2:
+        return Verdict(UNCLEAR, "The study has one seed, so the spread is unknown.", (LOSS,))
+    verdict, text = decide(line)
+    return Verdict(verdict, text, (LOSS,))
+
+
+def best_attention_share(table: Table) -> Verdict:
+    """C1: the loss is lowest near 8 % of attention layers, and clearly lower than with none and with a quarter."""
+    def decide(line: list[tuple[dict[str, Any], Figure]]) -> tuple[str, str]:
+        shares = {about["shares"]["attention"]: figure for about, figure in line}
+        near = {s: f for s, f in shares.items() if NEAR[0] - SLACK <= s <= NEAR[1] + SLACK}
+        others = {s: f for s, f in shares.items() if s not in near}
+        none, many = shares.get(0.0), [f for s, f in shares.items() if s >= MANY_ATTENTION - SLACK]
+        told = "; ".join(f"{percent(share)} {spread(shares[share])}" for share in sorted(shares))
+        if not near or none is None or not many:
+            return UNCLEAR, f"Held-out loss by share of attention layers: {told}. The line lacks 0, 4 to 17 or 25 %."
+        best = min(near.values(), key=lambda f: f.value)
+        lowest = min(shares.values(), key=lambda f: f.value)
+        text = f"Held-out loss by share of attention layers: {told}."
+        if lowest is best and all(f.low - best.high > LOSS_MARGIN for f in (none, *many)):
+            return SEEN, text
+        beaten = any(best.low - f.high > LOSS_MARGIN for f in others.values())
+        return (NOT_SEEN if beaten else UNCLEAR), text
+    return _judged(table, ("attention", "mlp"), decide)
+
+
+def mlp_share_is_free(table: Table) -> Verdict:
+    """C3: with 30 to 50 % of MLP layers the loss is no higher than with hardly any."""
+    def decide(line: list[tuple[dict[str, Any], Figure]]) -> tuple[str, str]:
+        shares = {about["shares"]["mlp"]: figure for about, figure in line}
+        few = [f for s, f in shares.items() if s <= MLP_FEW]
+        many = [f for s, f in shares.items() if MLP_MANY[0] - 2 * SLACK <= s <= MLP_MANY[1] + SLACK]
+        told = "; ".join(f"{percent(share)} {spread(shares[share])}" for share in sorted(shares))
+        text = f"Held-out loss by share of MLP layers: {told}."
+        if not few or not many:
+            return UNCLEAR, f"{text} The line lacks one of 10 % or less, and 30 to 50 %."
+        return _free(many, few), text
+    return _judged(table, ("mlp", "attention"), decide)
+
+
+def _free(ours: list[Figure], theirs: list[Figure]) -> str:
+    """Seen if our worst seed is within the margin of their best, for every pair; not seen if one of ours is clearly
+    worse."""
+    if all(one.high - other.low <= LOSS_MARGIN for one in ours for other in theirs):
+        return SEEN
+    return NOT_SEEN if any(one.low - other.high > LOSS_MARGIN for one in ours for other in theirs) else UNCLEAR
+
+
+def mlp_trains_faster(table: Table) -> Verdict:
+    """C4: tokens a second with the most MLP layers against the fewest, on an accelerator."""
+    line = _line(table, "mlp", "attention")
+    if line is None:
+        return Verdict(UNCLEAR, "The study varies nothing of the kind.")
+    speeds = {about["shares"]["mlp"]: found for about, figure in line
+              if (found := table.one("train", figure.variant)) is not None}
+    if len(speeds) < 2:
+        return Verdict(UNCLEAR, "The training speed of the variants was not measured side by side.", ("train",))
+    few, many = speeds[min(speeds)], speeds[max(speeds)]
+    text = (f"{percent(max(speeds))} of MLP layers: {many.value:,.0f} tokens/s; {percent(min(speeds))}: "
+            f"{few.value:,.0f}, {many.value / few.value:.2f}×.")
+    if "threads" in few.shape or "threads" in many.shape:
+        return Verdict(UNCLEAR, f"{text} A CPU and tiny layers say nothing about a GPU's use.", ("train",))
+    verdict = SEEN if many.low > few.high else NOT_SEEN if many.high < few.low else UNCLEAR
+    return Verdict(verdict, text, ("train",))
+
+
+def even_spreading_is_as_good(table: Table) -> Verdict:
+    """C5: no other placement of the same layers has a clearly lower loss than the even one."""
+    def decide(line: list[tuple[dict[str, Any], Figure]]) -> tuple[str, str]:
+        even = [f for about, f in line if about.get("even")]
+        others = [f for about, f in line if not about.get("even")]
+        told = "; ".join(f"{figure.variant} {spread(figure)}" for _, figure in line)
+        if not even or not others:
+            return UNCLEAR, f"Held-out loss: {told}. The line lacks the even placement, or another one."
+        return _free(even, others), f"Held-out loss by placement: {told}."
+    return _judged(table, ("pattern", "layers"), decide)
+
+
+def grouped_queries_are_free(table: Table) -> Verdict:
+    """C6: in a hybrid, fewer KV heads than heads cost nothing."""
+    def decide(line: list[tuple[dict[str, Any], Figure]]) -> tuple[str, str]:
+        full = [f for about, f in line if about["kv_heads"] == about["heads"]]
+        grouped = [f for about, f in line if about["kv_heads"] != about["heads"]]
+        told = "; ".join(f"{about['kv_heads']} KV heads of {about['heads']} {spread(f)}" for about, f in line)
+        if not full or not grouped or any(about["family"] != "hybrid" for about, _ in line):
+            return UNCLEAR, f"Held-out loss: {told}. The line lacks a hybrid with all KV heads, or one with fewer."
+        return _free(grouped, full), f"Held-out loss: {told}."
+    return _judged(table, ("kv_heads", "pattern", "positions"), decide)
+
+
+def rope_does_not_help(table: Table) -> Verdict:
+    """C7: in a hybrid, rotary positions do not lower the loss at the training length."""
+    def decide(line: list[tuple[dict[str, Any], Figure]]) -> tuple[str, str]:
+        none, rope = ([f for about, f in line if about["positions"] == kind] for kind in ("none", "rope"))
+        told = "; ".join(f"{figure.variant} {spread(figure)}" for _, figure in line)
+        if not none or not rope or any(about["family"] != "hybrid" for about, _ in line):
+            return UNCLEAR, f"Held-out loss: {told}. The line lacks a hybrid without positions, or one with."
+        return _free(none, rope), f"Held-out loss: {told}."
+    return _judged(table, ("positions", "pattern", "kv_heads"), decide)

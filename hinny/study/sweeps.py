@@ -1,0 +1,85 @@
+"""Plots of what a study varies: a panel for each measure, a line for each [[vary]] line, x as the study says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hinny.study.collect import Figure, Table
+from hinny.study.draw import Panel, Point, Series
+from hinny.study.figures import Plot, limits, seeds_note
+from hinny.study.rules import percent
+from hinny.study.scaling import band, fits, fitted_sentence
+from hinny.study.summary import book, mean
+
+AXES = {"value": "", "attention": "attention layers, share of all", "mlp": "MLP layers, share of all",
+        "parameters": "parameters without embeddings", "flops": "FLOPs of the training"}
+SHARES = ("attention", "mlp")
+LOGARITHMIC = ("parameters", "flops")
+MEASURES: list[tuple[str, str, bool, Callable[[Table, str], list[Figure]]]] = [
+    ("Held-out text", "loss, nats/token", False, lambda t, n: t.find("held_out_loss", n)),
+    ("Phonebook up to the trained length", "numbers exactly right", True, lambda t, n: book(t, n, beyond=False)),
+    ("Phonebook beyond", "numbers exactly right", True, lambda t, n: book(t, n, beyond=True)),
+    ("Multi-query recall", "values right", True, lambda t, n: t.find("mqar.accuracy", n)),
+    ("Copying", "tokens right", True, lambda t, n: t.find("copy.accuracy", n)),
+    ("Training speed", "tokens/s", False, lambda t, n: t.find("train", n))]
+"""Title, y, whether it is a share, and the figures of a model, of which the mean is drawn."""
+
+
+def sweep_plots(table: Table) -> list[Plot]:
+    """A plot for each `plot` of the study's [[vary]]."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for line in table.about.get("sweeps", []):
+        lines.setdefault(line["plot"], []).append(line)
+    found = [_plot(table, f"sweep{place}", title, group) for place, (title, group) in enumerate(lines.items())]
+    return [plot for plot in found if plot is not None]
+
+
+def _plot(table: Table, name: str, title: str, lines: list[dict[str, Any]]) -> Plot | None:
+    axis, named = lines[0]["x"], any(member["x"] is None for line in lines for member in line["members"])
+    names = list(dict.fromkeys(str(member["value"]) for line in lines for member in line["members"]))
+    figures: list[Figure] = []
+    panels = []
+    for heading, y, share, pick in MEASURES:
+        series = []
+        for colour, line in enumerate(lines):
+            points = []
+            for member in line["members"]:
+                if own := pick(table, member["recipe"]):
+                    figures += own
+                    score = mean(own)
+                    x = names.index(str(member["value"])) if named else member["x"]
+                    points.append(Point(x, score.value, score.low, score.high))
+            if points:
+                series.append(Series(line["line"], sorted(points, key=lambda p: p.x), colour))
+        if series:
+            panels.append(Panel(
+                heading, AXES[axis], y, series, limits=(-0.03, 1.03) if share else limits([series], 0.1),
+                format_y=percent if share else None, log_x=axis in LOGARITHMIC, ticks=_ticks(series),
+                format_x=_namer(names) if named else percent if axis in SHARES else None))
+    if not panels:
+        return None
+    caption = f"Higher is better, but for the loss. Each point is a model of its own. {seeds_note(figures)}"
+    if axis in LOGARITHMIC and (found := fits(table, lines)):
+        curves = [Series("", band(fit), colour) for colour, fit in found.items()]
+        panels[0] = Panel(panels[0].title, panels[0].x, panels[0].y,
+                          [*(Series(s.label, s.points, s.colour, dots=True) for s in panels[0].series), *curves],
+                          limits=limits([[*panels[0].series, *curves]]), log_x=True, ticks=panels[0].ticks)
+        figures += table.find("held_out_loss_of_seed")
+        caption = f"{caption} {fitted_sentence(lines, found)}"
+    return Plot(name, title, caption, panels, figures)
+
+
+def _namer(names: list[str]) -> Callable[[float], str]:
+    return lambda value: names[round(value)] if 0 <= round(value) < len(names) else ""
+
+
+def _ticks(series: list[Series]) -> list[float]:
+    """Every x at which a model stands, those that would touch another one left out."""
+    places = sorted({p.x for one in series for p in one.points})
+    room = (places[-1] - places[0]) * 0.06 if len(places) > 1 else 0.0
+    kept: list[float] = []
+    for place in reversed(places):
+        if not kept or kept[-1] - place >= room:
+            kept.append(place)
+    return kept

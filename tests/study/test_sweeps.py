@@ -1,0 +1,133 @@
+"""The laws fitted to a study's sizes are those that made them, and every varied model stands on its plot."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from test_claims import fig
+
+from hinny.study.collect import Figure, Table
+from hinny.study.draw import draw
+from hinny.study.scaling import band, crossing, fit
+from hinny.study.sweeps import sweep_plots
+
+SIZES = [8e6, 17e6, 31e6]
+
+
+def made(a: float, b: float, noise: float = 0.0, seed: int = 0) -> tuple[list[float], list[float]]:
+    """Two seeds at each size of loss = exp(a) x^b."""
+    rng = np.random.default_rng(seed)
+    sizes = [size for size in SIZES for _ in range(2)]
+    return sizes, [math.exp(a + b * math.log(x) + noise * rng.standard_normal()) for x in sizes]
+
+
+def test_a_law_without_noise_is_found_again() -> None:
+    found = fit(*made(2.0, -0.07))
+    assert found is not None
+    assert (found.a, found.b) == (pytest.approx(2.0, abs=1e-9), pytest.approx(-0.07, abs=1e-10))
+    value, low, high = found.loss(1e7)
+    assert value == pytest.approx(math.exp(2.0) * 1e7 ** -0.07, rel=1e-9)
+    assert high - low < 1e-6
+
+
+def test_the_band_holds_the_true_curve_nineteen_times_of_twenty() -> None:
+    true, inside = math.exp(2.0) * 17e6 ** -0.07, 0
+    for seed in range(300):
+        found = fit(*made(2.0, -0.07, 0.01, seed))
+        assert found is not None
+        _, low, high = found.loss(17e6)
+        inside += low <= true <= high
+    # of 300, 285 are expected, with a standard deviation of 4
+    assert 270 <= inside <= 298
+
+
+def test_the_line_is_least_squares_of_logarithms_and_the_same_every_time() -> None:
+    sizes, losses = made(2.0, -0.07, 0.02)
+    one, again = fit(sizes, losses), fit(sizes, losses)
+    assert one is not None
+    assert again is not None
+    b, a = np.polyfit(np.log(sizes), np.log(losses), 1)
+    assert (one.a, one.b) == (pytest.approx(a, rel=1e-8), pytest.approx(b, rel=1e-8))
+    assert band(one) == band(again)
+    assert [band(one)[i].x for i in (0, -1)] == [pytest.approx(SIZES[0]), pytest.approx(SIZES[-1])]
+
+
+def test_two_laws_meet_where_they_are_equal() -> None:
+    steep, flat = fit(*made(2.0, -0.08, 1e-5, 1)), fit(*made(2.0 - 0.02 * math.log(2e7), -0.06, 1e-5, 2))
+    assert steep is not None
+    assert flat is not None
+    at, share = crossing(steep, flat)
+    assert at == pytest.approx(2e7, rel=0.01)
+    assert share > 0.99
+    above = fit(*made(2.1, -0.08, 1e-5, 3))
+    assert above is not None
+    assert crossing(steep, above) == (None, pytest.approx(0.0, abs=0.01))
+
+
+def test_two_sizes_make_no_law() -> None:
+    assert fit([8e6, 8e6, 17e6, 17e6], [3.0, 3.01, 2.9, 2.91]) is None
+
+
+def table(x: str, values: dict[str, list[Any]], places: dict[str, list[float | None]]) -> Table:
+    figures: list[Figure] = []
+    lines = []
+    for line, names in values.items():
+        members = []
+        for name, place in zip(names, places[line], strict=True):
+            recipe = f"{line}-{name}"
+            loss = 3.0 + 0.01 * len(figures)
+            figures += [fig("held_out_loss", recipe, loss, 0.02), fig("mqar.accuracy", recipe, 0.5, 0.1, pairs=8),
+                        fig("mqar.accuracy", recipe, 0.7, 0.1, pairs=32)]
+            figures += [fig("held_out_loss_of_seed", recipe, loss + side, 0.0, 1, seed=seed)
+                        for seed, side in ((1, -0.02), (2, 0.02))]
+            members.append({"recipe": recipe, "value": name, "x": place})
+        lines.append({"plot": "Varied", "line": line, "x": x, "members": members})
+    recipes = {m["recipe"]: {"family": "hybrid", "seq_len": 256} for line in lines for m in line["members"]}
+    return Table(figures, {"recipes": recipes, "predicted": {}, "sweeps": lines})
+
+
+def test_a_panel_for_each_measure_has_every_model_of_every_line_at_its_place() -> None:
+    (plot,) = sweep_plots(table("attention", {"half": [0, 8], "none": [0, 8, 25]},
+                                {"half": [0.0, 0.08], "none": [0.0, 0.08, 0.25]}))
+    assert plot.title == "Varied"
+    assert [panel.title for panel in plot.panels] == ["Held-out text", "Multi-query recall"]
+    loss, recall = plot.panels
+    assert [(s.label, [p.x for p in s.points]) for s in loss.series] == [("half", [0.0, 0.08]),
+                                                                        ("none", [0.0, 0.08, 0.25])]
+    # the mean of its figures, and of their ranges
+    first = recall.series[0].points[0]
+    assert (first.value, first.low) == (pytest.approx(0.6), pytest.approx(0.5))
+    assert loss.format_x is not None
+    assert loss.format_x(0.08) == "8\N{NO-BREAK SPACE}%"
+    assert {f.variant for f in plot.figures} == {"half-0", "half-8", "none-0", "none-8", "none-25"}
+    assert "<svg" in draw(loss)
+
+
+def test_values_that_are_no_numbers_stand_beside_each_other_under_their_names() -> None:
+    (plot,) = sweep_plots(table("value", {"placed": ["even", "first"]}, {"placed": [None, None]}))
+    panel = plot.panels[0]
+    assert [p.x for p in panel.series[0].points] == [0, 1]
+    assert panel.format_x is not None
+    assert [panel.format_x(p.x) for p in panel.series[0].points] == ["even", "first"]
+    text = draw(panel)
+    assert ">even<" in text
+    assert ">first<" in text
+
+
+def test_sizes_get_a_law_with_its_band_and_say_where_two_laws_meet() -> None:
+    sizes: dict[str, list[float | None]] = {"T": [*SIZES], "H": [*SIZES]}
+    (plot,) = sweep_plots(table("parameters", {"T": [1, 2, 3], "H": [1, 2, 3]}, sizes))
+    panel = plot.panels[0]
+    assert [(s.label, s.dots, len(s.points)) for s in panel.series] == [
+        ("T", True, 3), ("H", True, 3), ("", False, 25), ("", False, 25)]
+    assert "T and H" in plot.caption
+    assert "95 % bands" in plot.caption
+    assert {f.what for f in plot.figures} >= {"held_out_loss_of_seed"}
+    assert "<svg" in draw(panel)
+
+
+def test_a_study_that_varies_nothing_has_no_such_plot() -> None:
+    assert sweep_plots(Table([], {"recipes": {}, "predicted": {}})) == []
