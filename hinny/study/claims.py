@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hinny.study import longer_rules, rules
+from hinny.study import longer_rules, rules, tasks_rules
 from hinny.study.collect import Table
 from hinny.study.rules import UNCLEAR, Verdict
+from hinny.study.tasks import RULER_MEAN
 
 Rule = Callable[[Table], Verdict]
 
@@ -20,6 +21,7 @@ class Claim:
     """One claim of the paper. `test` is the rule in words, or what would test it where there is no rule.
 
     longer: for a rule on extensions, what would test it where a study has none; it is not tested there.
+    asks: for a rule on tasks that a study may leave out, their figures; where one is absent, `longer` is said as well.
     """
 
     id: str
@@ -28,6 +30,7 @@ class Claim:
     test: str
     rule: Rule | None = None
     longer: str = ""
+    asks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,15 @@ class Judged:
 
 def judge(table: Table) -> list[Judged]:
     """Every claim with the verdict of its rule on the figures of `table`."""
-    extended = bool(table.about.get("extensions"))
-    claims = [replace(c, rule=None, test=c.longer) if c.longer and not extended else c for c in CLAIMS]
+    claims = [c if _can_test(table, c) else replace(c, rule=None, test=c.longer) for c in CLAIMS]
     return [Judged(claim, claim.rule(table) if claim.rule else _untested(table, claim)) for claim in claims]
+
+
+def _can_test(table: Table, claim: Claim) -> bool:
+    """Whether the study has what the claim's rule is about."""
+    if claim.asks:
+        return all(table.find(what) for what in claim.asks)
+    return not claim.longer or bool(table.about.get("extensions"))
 
 
 def _untested(table: Table, claim: Claim) -> Verdict:
@@ -64,6 +73,8 @@ NEAREST = {"C10": ("held_out_loss", ("transformer", "mamba", "mamba2")),
 _SWEEP = "Needs a sweep of "
 _TASKS = "Needs models that answer the standard tasks above chance"
 _LONG = "Needs a study that extends the trained models to longer contexts"
+
+_BY = "by more than 3 points, and by more than √(1/2n) for n questions (10 points for 50, 4 for 400)"
 
 CLAIMS = [
     Claim("C1", "The best share of attention layers is near 8 %.", "130M, 24 layers: loss lowest with 2 of 24",
@@ -96,11 +107,19 @@ CLAIMS = [
           "At a state of 128 or more in both. Seen if the slowest timing of Mamba-2 is at least twice the fastest of "
           "Mamba; not seen if its fastest is less than twice the slowest.", rules.mamba2_trains_faster),
     Claim("C13", "Pure SSMs lag on lettered multiple choice (few-shot MMLU).", "17 points behind at 1.1T tokens",
-          "Needs a lettered lookup task in training and evaluation."),
+          "By choice-letter, made-up lookups and sums. Seen if the Transformer's worst seed beats both pure SSMs' best "
+          f"{_BY}; not seen if its best seed is at most 3 points above the worst of both. Not decided where none of "
+          "the three answers half in its worst seed.", tasks_rules.pure_ssms_lag_by_letter,
+          "Needs a study that asks choice-letter.", (tasks_rules.LETTER,)),
     Claim("C14", "That gap shrinks with more tokens.", "1.4 points behind at 3.5T tokens",
           "Needs the task of C13 along training."),
     Claim("C15", "The gap is in the format, not the knowledge: on cloze questions SSMs match or win.",
-          "direction only; the table's values are not known to us", "Needs three wordings of the same questions."),
+          "direction only; the table's values are not known to us",
+          "Where C13 is seen by the same figures. Seen if on the same questions as cloze the Transformer's best seed "
+          "is at most 3 points above the worst of both pure SSMs; not seen if its worst seed beats the best of both "
+          f"{_BY}. Not decided where none of the three answers half of the cloze questions in its worst seed.",
+          tasks_rules.gap_is_in_the_format, "Needs a study that asks choice-letter and choice-cloze.",
+          (tasks_rules.LETTER, tasks_rules.CLOZE)),
     Claim("C16", "Transformers solve Phonebook up to the training length.", "near 100 % up to 4096 tokens",
           "Seen if the worst seed answers 90 % at every asked length up to the training length; not seen if it does at "
           "the shortest but the best seed does not at some longer one.", rules.transformer_solves_phonebook),
@@ -128,8 +147,18 @@ CLAIMS = [
           _TASKS + "."),
     Claim("C23", "With much data pure Mamba-2 also has the higher mean.", "54.69 against 53.17", _TASKS + "."),
     Claim("C24", "RULER at the training length: hybrid above Transformer, far above Mamba-2.",
-          "81.99, 77.62 and 52.14", "Needs the RULER tasks at the training length."),
-    Claim("C25", "After extension the hybrid leads on RULER.", "13 points ahead at 16K", _LONG + " and runs RULER."),
+          "81.99, 77.62 and 52.14",
+          "By the mean over the asked RULER tasks. Seen if the hybrid's worst seed beats the Transformer's best "
+          f"{_BY}, and Mamba-2's best by that and by more than 10 points; not seen if its best seed is at most 3 "
+          "points above the Transformer's worst, or at most 10 above Mamba-2's. Not decided where none of the three "
+          "reaches a half in its worst seed.", tasks_rules.hybrid_leads_on_ruler,
+          "Needs a study that asks RULER's tasks at the training length.", (RULER_MEAN,)),
+    Claim("C25", "After extension the hybrid leads on RULER.", "13 points ahead at 16K",
+          "By the mean over the asked RULER tasks at the new lengths. Seen if at each of them the worst seed of the "
+          "hybrid without positions (extended by its length alone) beats the best of the Transformer's best method "
+          f"{_BY}; not seen if at each its best seed is at most 3 points above the worst. Not decided where neither "
+          "reaches a half in its worst seed.", tasks_rules.extended_hybrid_leads_on_ruler, _LONG + " and runs RULER.",
+          (tasks_rules.EXTENDED_MEAN,)),
     Claim("C26", "The hybrid is slightly worse on multi-document questions.", "about 1 point behind",
           "Needs questions over a growing number of irrelevant documents."),
     Claim("C27", "The hybrid is more sensitive to the prompt's wording there.",

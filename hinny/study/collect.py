@@ -23,7 +23,7 @@ from hinny.study.config import EvalConfig, StudyConfig, differences, load_extens
 from hinny.study.gains import extended_rows
 from hinny.study.longer import Extension
 from hinny.study.plan import Layout
-from hinny.study.tasks import ruler_means
+from hinny.study.tasks import ruler_means, study_rows
 
 Row = dict[str, Any]
 FAMILIES = {"transformer": "Transformer", "mamba": "Mamba", "mamba2": "Mamba-2", "hybrid": "Mamba-2-Hybrid",
@@ -164,7 +164,7 @@ def _seed_rows(layout: Layout, name: str, seed: int, extensions: list[Extension]
 def _run_rows(run: Run, name: str, asked: EvalConfig) -> list[Row]:
     """All rows of one run: its results, its learning curves, the share of right digits in wrong numbers, and RULER's
     means."""
-    rows = [{**row, "variant": name} for row in run.rows()]
+    rows = [{**row, "variant": name} for row in study_rows(asked, run.rows())]
     env = run.env
     made = {key: env[key] for key in ("command", "commit", "machine")}
     empty = dict.fromkeys(("low", "high", "bound", "peer", "peer_value", "ratio"))

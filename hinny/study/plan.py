@@ -20,13 +20,13 @@ from hinny.errors import ConfigError, RunError
 from hinny.run import Run, write_atomically
 from hinny.study.config import StudyConfig, flatten, load_extensions
 from hinny.study.longer import Extension, resolved
-from hinny.study.tasks import Asking, askings, commas, is_asked
+from hinny.study.tasks import Asking, asked_anew, askings, commas, is_asked
 
 GENERATE_FILE, TRAIN_FILE = "generate", "train"
 """Names in RUN/results of what `hinny bench generate` and `hinny bench train` write; an eval's is its task's."""
 
 PROGRAM = (sys.executable, "-m", "hinny")
-NO_MATTER = ("jobs", "description", "eval.max_length")
+NO_MATTER = ("jobs", "description")
 """Keys that no figure depends on."""
 MAY_GROW = ("seeds", "extend")
 """Lists to which a later start in the same folder may add: what is there keeps its place and its figures."""
@@ -259,11 +259,13 @@ def _claim(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> N
 
 
 def _grown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`old` with the lists of `new` where those only have more in them."""
+    """`old` with the lists of `new` where those only have more in them, and with the tasks that may change."""
     more = {key: new[key] for key in MAY_GROW
             if key in new and all(item in new[key] for item in old.get(key, []))}
     if "extend" in more and not old.get("extend"):
         more |= {key: new[key] for key in ("extension",) if key in new}
+    if "eval" in old and "eval" in new:
+        more["eval"] = asked_anew(old["eval"], new["eval"])
     return {**old, **more}
 
 

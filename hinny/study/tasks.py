@@ -43,6 +43,8 @@ ACTS_ON = {"--samples": {*TASKS} - {"heldout"},
 """Option of `hinny eval` → the tasks on which it acts; given without any of them it is refused."""
 NOT_ASKED = ("seed", "precision", "ruler_version", "haystack", "truncate")
 """Options on which figures depend and which a study never gives."""
+MAY_CHANGE = ("tasks", "ruler_lengths", "max_length")
+"""Keys of [eval] that may differ from those of an earlier start in the same folder, of `tasks` those in MADE."""
 RULER_MEAN = "ruler.mean"
 
 
@@ -133,23 +135,51 @@ def is_asked(config: EvalConfig, task: str, record: dict[str, Any]) -> bool:
     return task not in lengths or given.get("lengths") == lengths[task]
 
 
+def asked_anew(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`old`, the section [eval] of an earlier start, with what `new` may change of it: no training depends on these.
+
+    A run whose records are not what the study asks now is asked again (`is_asked`), without being trained again.
+    """
+    if [name for name in old["tasks"] if name not in MADE] != [name for name in new["tasks"] if name not in MADE]:
+        return old
+    return {name: value for name, value in old.items() if name not in MAY_CHANGE} | \
+        {name: new[name] for name in MAY_CHANGE if name in new}
+
+
+def study_rows(config: EvalConfig, rows: list[Row]) -> list[Row]:
+    """The rows without those of made tasks that the study does not ask, or not at that length: asked by hand, or by an
+    earlier start.
+    """
+    lengths = {**dict.fromkeys(RECALL, config.lengths), **dict.fromkeys(RULER, config.ruler_lengths or [])}
+
+    def asked(row: Row) -> bool:
+        task = row["what"].rpartition(".")[0]
+        return task not in MADE or (task in config.tasks and (task in CHOICE or _length(row) in lengths[task]))
+
+    return [row for row in rows if asked(row)]
+
+
+def _length(row: Row) -> int:
+    return int(dict(item.split("=", 1) for item in row["shape"].split())["length"])
+
+
 def ruler_means(config: EvalConfig, rows: list[Row]) -> list[Row]:
     """`ruler.mean`: the mean over the study's RULER tasks at each of its lengths, of one run.
 
     Only at lengths at which all of them could be made: a mean over fewer tasks is no point of the same curve.
     """
     tasks = [name for name in config.tasks if name in RULER]
-    found: dict[int, list[tuple[Row, dict[str, str]]]] = defaultdict(list)
+    found: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         if row["what"].rpartition(".")[0] in tasks:
-            shape = dict(item.split("=", 1) for item in row["shape"].split())
-            found[int(shape["length"])].append((row, shape))
+            found[_length(row)].append(row)
     means = []
     for length in config.ruler_lengths or ():
         some = found[length]
         if tasks and len(some) == len(tasks):
-            asked = sum(int(shape["n"]) for _, shape in some)
-            means.append({**some[0][0], "what": RULER_MEAN, "value": fmean(row["value"] for row, _ in some),
+            asked = sum(int(item.removeprefix("n=")) for row in some for item in row["shape"].split()
+                        if item.startswith("n="))
+            means.append({**some[0], "what": RULER_MEAN, "value": fmean(row["value"] for row in some),
                           "shape": f"length={length} tasks={len(tasks)} n={asked}", "low": None, "high": None,
-                          "command": "\n".join(dict.fromkeys(row["command"] for row, _ in some))})
+                          "command": "\n".join(dict.fromkeys(row["command"] for row in some))})
     return means
