@@ -28,7 +28,8 @@ def ruler_plot(table: Table) -> Plot | None:
     tasks = ", ".join(sorted({f.shape["tasks"] for f in figures}, key=int))
     caption = (f"RULER: mean over {tasks} tasks of the share of the answers that the model wrote, by the length of "
                "prompt and answer; higher is better. The dashed line is the longest sequence seen in training. A "
-               f"length at which one of the tasks cannot be made has no mean. {_questions(figures)} {seeds_note(figures)}")
+               f"length at which one of the tasks cannot be made has no mean. {_questions(figures)} "
+               f"{seeds_note(figures)}")
     panel = _panel(table, "", "answers written", series)
     return Plot("ruler", "RULER by length", caption, [panel], figures)
 

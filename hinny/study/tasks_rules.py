@@ -1,9 +1,10 @@
 """Rules on RULER and on multiple choice: each decides one of the paper's claims on what a study's models were asked.
 
 As in hinny.study.rules a difference counts when the worst seed of one side beats the best seed of the other by a
-margin, and one seed decides nothing; nor does a task that no model has learned, that is answered half by none. Seeds
-answer the same questions, so their range does not tell how far other questions would move a share: the margin is at
-least one standard error of the difference of two shares of so many questions.
+margin, and one seed decides nothing; nor does a task that no model has learned, that is answered half by none, nor
+one of few questions, of which a half may be right by luck. Seeds answer the same questions, so their range does not
+tell how far other questions would move a share: the margin is at least one standard error of the difference of two
+shares of so many questions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ LETTER, TEXT, CLOZE = (f"choice-{form}.acc" for form in ("letter", "text", "cloz
 EXTENDED_MEAN = f"extended.{RULER_MEAN}"
 FAR = 0.10
 """Share by which one must be "far" above another."""
+FEW = 32
+"""Questions below which nothing is decided; a half of so many is three standard errors above one in four."""
 
 
 def margin(*figures: Figure) -> float:
@@ -24,7 +27,7 @@ def margin(*figures: Figure) -> float:
 
     That is the standard error of the difference of two shares near one half, where it is largest.
     """
-    return max(SHARE_MARGIN, (0.5 / min(int(figure.shape["n"]) for figure in figures)) ** 0.5)
+    return max(SHARE_MARGIN, (0.5 / min(map(_asked, figures))) ** 0.5)
 
 
 def above(high: Figure, low: Figure, least: float = SHARE_MARGIN) -> str:
@@ -48,7 +51,14 @@ def _undecided(table: Table, families: tuple[str, ...], what: str, **shape: obje
             return Verdict(UNCLEAR, f"The {FAMILIES[family]} has no figure {what}{where}.", (what,))
         if figure.seeds < 2:
             return Verdict(UNCLEAR, f"The {FAMILIES[family]} has one seed, so its spread is unknown.", (what,))
+        if _asked(figure) < FEW:
+            return Verdict(UNCLEAR, f"{_asked(figure)} questions are too few; {FEW} or more decide.", (what,))
     return None
+
+
+def _asked(figure: Figure) -> int:
+    """How many questions it is the share of."""
+    return int(figure.shape["n"])
 
 
 def _of(table: Table, families: tuple[str, ...], what: str, **shape: object) -> list[Figure]:
@@ -139,7 +149,8 @@ def extended_hybrid_leads_on_ruler(table: Table) -> Verdict:
         learned = max(mine.low, best.low) >= FAILED
         parts.append(f"{factor}x, {length:,} tokens: {_told(mine)} beside {_told(best)} (Transformer, "
                      f"{best.shape['method']}){'' if learned else ', half by neither'}")
-        states.add(above(mine, best) if learned and min(mine.seeds, best.seeds) > 1 else UNCLEAR)
+        decides = learned and min(mine.seeds, best.seeds) > 1 and min(map(_asked, (mine, best))) >= FEW
+        states.add(above(mine, best) if decides else UNCLEAR)
     if not parts:
         return Verdict(UNCLEAR, "The study does not ask RULER of both at one length that both are extended to.",
                        (EXTENDED_MEAN,))

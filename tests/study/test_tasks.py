@@ -1,4 +1,4 @@
-"""What a study may ask: names and options are those of `hinny eval`, what cannot act is refused, one mean is one set."""
+"""What a study may ask: names and options are those of `hinny eval`, what cannot act is refused."""
 
 from __future__ import annotations
 
