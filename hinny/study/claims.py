@@ -156,10 +156,10 @@ CLAIMS = [
           f"reaches a half in its worst seed{_FEW}.", tasks_rules.hybrid_leads_on_ruler,
           "Needs a study that asks RULER's tasks at the training length.", (RULER_MEAN,)),
     Claim("C25", "After extension the hybrid leads on RULER.", "13 points ahead at 16K",
-          "By the mean over the asked RULER tasks at the new lengths that both were asked at. Seen if at each of them the "
-          "worst seed of the hybrid without positions (extended by its length alone) beats the best of the Transformer's "
-          f"best method {_BY}; not seen if at each its best seed is at most 3 points above the worst. Not decided where "
-          f"at one of them neither reaches a half in its worst seed{_FEW}.",
+          "By the mean over the asked RULER tasks at the new lengths that both were asked at. Seen if at each of them "
+          "the worst seed of the hybrid without positions (extended by its length alone) beats the best of the "
+          f"Transformer's best method {_BY}; not seen if at each its best seed is at most 3 points above the worst. "
+          f"Not decided where at one of them neither reaches a half in its worst seed{_FEW}.",
           tasks_rules.extended_hybrid_leads_on_ruler, _LONG + " and runs RULER.", (tasks_rules.EXTENDED_MEAN,)),
     Claim("C26", "The hybrid is slightly worse on multi-document questions.", "about 1 point behind",
           "Needs questions over a growing number of irrelevant documents."),
