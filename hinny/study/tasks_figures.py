@@ -115,4 +115,5 @@ def _trained(table: Table) -> int:
 def _questions(figures: Iterable[Figure]) -> str:
     """How many questions of one seed a figure is made of."""
     numbers = sorted({int(f.shape["n"]) for f in figures})
-    return f"{numbers[0] if len(numbers) == 1 else f'{numbers[0]} to {numbers[-1]}'} questions a point, the same for every model and seed."
+    number = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return f"{number} questions a point, the same for every model and seed."

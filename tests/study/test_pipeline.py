@@ -46,8 +46,8 @@ contexts = [16]
 train_steps = 1
 """
 JOBS = ["train tiny-transformer s1", "eval tiny-transformer s1", "eval ruler tiny-transformer s1",
-        "train tiny-mamba2 s1", "eval tiny-mamba2 s1", "eval ruler tiny-mamba2 s1", "bench generate tiny-transformer", "bench train tiny-transformer", "bench generate tiny-mamba2",
-        "bench train tiny-mamba2"]
+        "train tiny-mamba2 s1", "eval tiny-mamba2 s1", "eval ruler tiny-mamba2 s1", "bench generate tiny-transformer",
+        "bench train tiny-transformer", "bench generate tiny-mamba2", "bench train tiny-mamba2"]
 
 
 def test_a_real_study_runs_is_reused_and_refuses_other_text(
