@@ -17,6 +17,8 @@ from hinny.show import MFU, show
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "long-context.md").read_text()
 
+SMALL = json.loads((ROOT / "docs" / "results" / "long-context" / "results" / "study.json").read_text())
+
 
 def _section(title: str) -> str:
     text = PAGE[PAGE.index(f"## {title}"):]
@@ -106,3 +108,46 @@ def test_the_step_at_131072_tokens_stands_beside_its_prediction() -> None:
                  f"{131072 * model[1] / (executed[1] * speeds[1]):.2f} seconds, and the step {longer[1]:.0%}",
                  f"{scores / 1e9:.1f} GFLOP", f"the share {shares[2] * (1 + scores / executed[2]):.1f}%"):
         assert said.replace("%", " %") in " ".join(_section(title).split())
+
+
+def _told(what: str, variant: str, method: str, factor: int = 8) -> float:
+    (found,) = [row["value"] for row in SMALL if (row["what"], row["variant"]) == (f"extended.{what}", variant)
+                and row["shape"].startswith(f"method={method} factor={factor} ")]
+    return float(found)
+
+
+METHODS = {"as it was": "plain", "base 500,000": "base-500k", "YaRN": "yarn", "interpolation": "interpolation",
+           "positions dropped": "drope", "segments of 1,024": "segments"}
+MODELS = {"hybrid, RoPE": "30m-hybrid-rope", "Transformer": "30m-transformer", "hybrid, no positions": "30m-hybrid",
+          "Mamba-2": "30m-mamba2"}
+
+
+def test_the_table_at_30m_is_that_of_the_published_study() -> None:
+    rows, model = _rows("What each way did, at 30M parameters"), ""
+    assert len(rows) == 11
+    for name, way, *cells in rows:
+        model = MODELS[name] if name else model
+        gained, lost, recall = (_told(what, model, METHODS[way]) for what in ("gained", "lost", "long_recall"))
+        assert cells == [f"{gained:.3f}", f"{lost:.3f}", f"{100 * recall:.0f} %"], (model, way)
+
+
+def test_the_sentences_on_positions_and_lengths_are_those_of_the_published_study() -> None:
+    section = " ".join(_section("What each way did, at 30M parameters").split())
+    loss = {(row["variant"], row["shape"]): row["value"] for row in SMALL if row["what"] == "extended.window_loss"}
+
+    def at(variant: str, method: str, factor: int) -> float:
+        (found,) = [value for (name, shape), value in loss.items() if name == variant
+                    and f"length={1024 * factor} " in shape and f"method={method} factor={factor} " in shape]
+        return float(found)
+
+    better = [at("30m-hybrid", "plain", factor) - at("30m-hybrid-rope", "base-500k", factor) for factor in (4, 8)]
+    assert f"it is {better[0]:.3f} (4x) and {better[1]:.3f} nats/token (8x) better" in section
+
+    def book(length: int, factor: int) -> str:
+        (found,) = [row["value"] for row in SMALL if row["what"] == "extended.phonebook.exact"
+                    and row["variant"] == "30m-hybrid" and f"form=standard length={length} " in row["shape"]
+                    and f"method=plain factor={factor} " in row["shape"]]
+        return f"{100 * found:.0f} %"
+
+    assert (f"extended to 4,096 the hybrid answers {book(4096, 4)} there and {book(8192, 4)} at 8,192; extended to "
+            f"8,192 it answers {book(8192, 8)} and, at 16,384, {book(16384, 8)}.") in section

@@ -24,10 +24,13 @@ from hinny.study.gains import extended_rows
 from hinny.study.longer import Extension
 from hinny.study.plan import Layout
 from hinny.study.tasks import ruler_means, study_rows
+from hinny.study.vary import Variant, VaryConfig, variants
 
 Row = dict[str, Any]
 FAMILIES = {"transformer": "Transformer", "mamba": "Mamba", "mamba2": "Mamba-2", "hybrid": "Mamba-2-Hybrid",
             "other": "Other"}
+SHARES = {"attention": "*", "mlp": "-"}
+"""Kind of layer → its symbol."""
 CURVES = {"loss": ("train_loss", "nats/token"), "held_out_loss": ("held_out_curve", "nats/token")}
 """Field of metrics.jsonl → what its row is called, and its unit."""
 
@@ -130,9 +133,9 @@ def collect(study: Path) -> Path:
     if not layout.resolved.is_file():
         raise RunError(f"{study} is not a study: it has no study.toml. Give the folder that `hinny study` wrote.")
     config = validate(StudyConfig, read_toml(layout.resolved), str(layout.resolved))
-    paths = {name: layout.recipe(name) for name in config.recipes}
+    paths = {name: layout.recipe(name) for name in [*config.recipes, *(one.name for one in variants(config.vary))]}
     recipes = {name: validate(Recipe, read_toml(path), str(path)) for name, path in paths.items()}
-    extensions = load_extensions(config.model_copy(update={"recipes": list(map(str, paths.values()))}), recipes)
+    extensions = load_extensions(config, recipes)
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for name in recipes:
         for seed in config.seeds:
@@ -202,6 +205,8 @@ def _about(config: StudyConfig, recipes: dict[str, Recipe], extensions: list[Ext
             "recipes": {name: describe(recipe) for name, recipe in recipes.items()},
             "predicted": {name: describe(recipe) for name, recipe in predicted.items()},
             "differences": differences(recipes),
+            "match": {"by": config.match_by, "context": config.match_context},
+            "sweeps": sweeps(config.vary, recipes),
             "extensions": [{"recipe": one.base.name, "method": one.method, "factor": one.factor, "length": one.length,
                             "overrides": list(one.overrides)} for one in extensions],
             "data": json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}}
@@ -218,6 +223,31 @@ def describe(recipe: Recipe) -> dict[str, Any]:
             "flops_per_token": counts.training_flops(model, train.pass_len),
             "d_state": layers[0].d_state if layers else None,
             "positions": model.attention.positions if model.attention else None,
-            "kv_heads": model.attention.n_kv_heads if model.attention else None}
+            "heads": model.attention.n_heads if model.attention else None,
+            "kv_heads": model.attention.n_kv_heads if model.attention else None,
+            "shares": {kind: counts.layer_counts(model).get(symbol, 0) / model.depth
+                       for kind, symbol in SHARES.items()}}
+
+
+def sweeps(entries: list[VaryConfig], recipes: dict[str, Recipe]) -> list[dict[str, Any]]:
+    """The variants that stand on a plot, line by line: plot, line, what x is, and each one's name, value and x."""
+    lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for one in variants(entries):
+        if one.vary.plot is not None:
+            recipe = recipes[one.name]
+            key = one.vary.plot, one.vary.line or "", one.vary.x
+            lines.setdefault(key, []).append({"recipe": one.name, "value": one.name if one.value is None else one.value,
+                                              "x": place(one, recipe)})
+    return [{"plot": plot, "line": line, "x": x, "members": members} for (plot, line, x), members in lines.items()]
+
+
+def place(one: Variant, recipe: Recipe) -> float | None:
+    """Where a variant stands on its plot's axis; None for a value that is no number."""
+    about = describe(recipe)
+    if one.vary.x == "value":
+        return float(one.value) if isinstance(one.value, (int, float)) else None
+    if one.vary.x in SHARES:
+        return float(about["shares"][one.vary.x])
+    return float(about["non_embedding"] if one.vary.x == "parameters" else about["flops_per_token"] * about["tokens"])
 
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import AfterValidator, Field, model_validator
 
-from hinny import counts
 from hinny.config import Recipe, Section, apply_override, find, load_recipe, read_toml, validate
 from hinny.errors import ConfigError
 from hinny.study import tasks as asked
 from hinny.study.longer import ExtendConfig, Extension, ExtensionConfig, extensions, resolved
+from hinny.study.match import FitConfig, FittedConfig, Measure, check_matched, fitted, measured
+from hinny.study.vary import Variant, VaryConfig, variants
 
 Positive = Annotated[int, Field(gt=0)]
 Lengths = Annotated[list[Positive], Field(min_length=1)]
@@ -95,11 +96,19 @@ class StudyConfig(Section):
 
     name: str
     description: str
-    recipes: Annotated[list[str], Field(min_length=1)]
+    recipes: list[str] = Field(default_factory=list)
     """Names of shipped recipes, or paths of recipe files."""
+    vary: list[VaryConfig] = Field(default_factory=list)
+    """Models besides: recipes changed step by step."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     match_tolerance: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """Largest difference of non-embedding parameters, as a share of the smallest model's."""
+    """Largest difference within a group of models of what is matched, as a share of the smallest."""
+    match_by: Measure = "parameters"
+    """What is equal: non-embedding parameters, training FLOPs a token, or the bytes that a sequence carries."""
+    match_context: Positive | None = None
+    """Tokens of that sequence; only with match_by = "state"."""
+    fit: list[FittedConfig] = Field(default_factory=list)
+    """Keys that the study chooses in some recipes, so that they match the first one."""
     may_differ: list[str] = Field(default_factory=list)
     """Keys of data, optim and train in which recipes may differ, such as optim.lr; the report lists them."""
     jobs: Positive | None = None
@@ -116,6 +125,10 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:
+        if not self.recipes and not self.vary:
+            raise ValueError("recipes is empty and there is no [[vary]]: name at least one model.")
+        if (self.match_by == "state") != (self.match_context is not None):
+            raise ValueError('match_context and match_by = "state" belong together: a cache grows with the context.')
         for key, values in (("recipes", self.recipes), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} names the same one twice: {', '.join(map(str, values))}.")
@@ -156,7 +169,9 @@ def load_study(source: str | Path, overrides: Iterable[str] = ()) -> StudyConfig
 
 
 def load_recipes(config: StudyConfig) -> dict[str, Recipe]:
-    """The study's recipes with its overrides, by name. Raises ConfigError unless they can be compared fairly."""
+    """The study's recipes with its overrides, then its variants, by name. Raises ConfigError unless they can be
+    compared fairly.
+    """
     recipes: dict[str, Recipe] = {}
     sources: dict[str, str] = {}
     for source in config.recipes:
@@ -165,20 +180,68 @@ def load_recipes(config: StudyConfig) -> dict[str, Recipe]:
             raise ConfigError(f"{sources[recipe.name]} and {source} are both recipes of the name {recipe.name!r}, "
                               "under which the study keeps their runs; give one of them another `name`.")
         recipes[recipe.name], sources[recipe.name] = recipe, source
+    groups = {"": recipes.copy()}
+    for name, (source, fit) in _fits(config, sources).items():
+        groups[""][name] = recipes[name] = _fit(config, groups[""], name, source, [], fit)
+    for one in variants(config.vary):
+        if one.name in recipes:
+            raise ConfigError(f"the variant {one.name} has the name of a recipe of the study; give [[vary]] another.")
+        group = groups.setdefault(one.group, {})
+        group[one.name] = recipes[one.name] = _variant(config, one, group)
     _check_vocabulary(recipes)
-    _check_matched(recipes, config.match_tolerance)
+    for group in groups.values():
+        if group:
+            check_matched(group, config.match_by, config.match_context, config.match_tolerance)
     _check_alike(recipes, config.may_differ)
     for recipe in recipes.values():
         asked.check_lengths(config.eval, recipe)
     return recipes
 
 
+def _fits(config: StudyConfig, sources: dict[str, str]) -> dict[str, tuple[str, FittedConfig]]:
+    """Name of a recipe that is fitted → its source, and the key."""
+    found: dict[str, tuple[str, FittedConfig]] = {}
+    for fit in config.fit:
+        for name in fit.recipes:
+            if name not in sources:
+                raise ConfigError(f"fit.recipes names {name!r}, which the study does not; it has {', '.join(sources)}.")
+            if name in found:
+                raise ConfigError(f"two [[fit]] name {name}: one key of a recipe can be chosen; remove one of them.")
+            if name == next(iter(sources)):
+                raise ConfigError(f"fit.recipes names {name}, the first recipe of the study, which the others are "
+                                  "fitted to; remove it, or put another one first.")
+            found[name] = sources[name], fit
+    return found
+
+
+def _variant(config: StudyConfig, one: Variant, group: dict[str, Recipe]) -> Recipe:
+    overrides = [*one.overrides, f"name={one.name}"]
+    if one.vary.fit is None or not group:
+        return load_recipe(one.vary.recipe, [*config.recipe_overrides, *overrides])
+    return _fit(config, group, one.name, one.vary.recipe, overrides, one.vary.fit)
+
+
+def _fit(config: StudyConfig, group: dict[str, Recipe], name: str, source: str, overrides: list[str],
+         fit: FitConfig) -> Recipe:
+    """The recipe with the value of a key that brings it nearest to the first of the group."""
+    def make(more: list[str]) -> Recipe:
+        return load_recipe(source, [*config.recipe_overrides, *overrides, *more])
+
+    target = measured(next(iter(group.values())), config.match_by, config.match_context)
+    return make(fitted(name, make, fit, target, config.match_by, config.match_context))
+
+
+def named_sources(config: StudyConfig, recipes: dict[str, Recipe]) -> dict[str, str]:
+    """Name → source of the recipes that are what their source and the study's overrides say; the study makes others."""
+    made = {name for fit in config.fit for name in fit.recipes}
+    return {name: source for name, source in zip(recipes, config.recipes, strict=False) if name not in made}
+
+
 def load_extensions(config: StudyConfig, recipes: dict[str, Recipe]) -> list[Extension]:
     """The study's extensions. Raises ConfigError for one whose recipe is not valid, or is not asked at its lengths."""
-    sources = dict(zip(recipes, config.recipes, strict=True))
-    found = extensions(config.extend, config.extension, recipes, sources)
+    found = extensions(config.extend, config.extension, recipes)
     for one in found:
-        asked.check_lengths(config.eval, resolved(one, config.recipe_overrides))
+        asked.check_lengths(config.eval, resolved(one))
         if absent := [length for length in (one.base.train.seq_len, one.length) if length not in config.eval.lengths]:
             raise ConfigError(f"eval.lengths lacks {absent[0]}: extensions of {one.base.name} are compared at "
                               f"{one.base.train.seq_len} and {one.length} tokens; add it.")
@@ -199,15 +262,6 @@ def _check_vocabulary(recipes: dict[str, Recipe]) -> None:
         listed = ", ".join(f"{size} in {name}" for name, size in sizes.items())
         raise ConfigError(f"the recipes differ in model.vocab_size: {listed}. They share one tokenizer: make "
                           "them equal, for instance with overrides.model.vocab_size.")
-
-
-def _check_matched(recipes: dict[str, Recipe], tolerance: float) -> None:
-    sizes = {name: counts.parameters(recipe.model).non_embedding for name, recipe in recipes.items()}
-    least, most = (choose(sizes, key=lambda name: sizes[name]) for choose in (min, max))
-    if (gap := sizes[most] / sizes[least] - 1) > tolerance:
-        raise ConfigError(f"{most} has {sizes[most]:,} non-embedding parameters and {least} {sizes[least]:,}, "
-                          f"{gap:.1%} apart; match_tolerance allows {tolerance:.1%}. Change a width or the number of "
-                          "layers in one recipe (`hinny show RECIPE` counts), or raise match_tolerance.")
 
 
 def _check_alike(recipes: dict[str, Recipe], may_differ: list[str]) -> None:

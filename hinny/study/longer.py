@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from hinny.config import Recipe, Section, load_recipe
+from hinny.config import Recipe, Section, apply_override, validate
 from hinny.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -52,11 +52,10 @@ class Extension:
     """One training that goes on from a run of the study: recipe, method and factor, for every seed."""
 
     base: Recipe
-    source: str
     method: str
     factor: int
     overrides: tuple[str, ...]
-    """`key=value` beyond those of the study."""
+    """`key=value` beyond its base."""
 
     @property
     def length(self) -> int:
@@ -73,10 +72,10 @@ class Extension:
         return f"{self.base.name}-s{seed}-{self.method}-{self.factor}x"
 
 
-def extensions(methods: Iterable[ExtendConfig], shared: ExtensionConfig | None, recipes: dict[str, Recipe],
-               sources: dict[str, str]) -> list[Extension]:
+def extensions(methods: Iterable[ExtendConfig], shared: ExtensionConfig | None,
+               recipes: dict[str, Recipe]) -> list[Extension]:
     """Every extension of a study, in the order of its methods. Raises ConfigError for one that cannot be made."""
-    found = [Extension(_recipe(name, method, recipes), sources[name], method.name, factor,
+    found = [Extension(_recipe(name, method, recipes), method.name, factor,
                        tuple(_overrides(method, _known(shared), recipes[name], factor)))
              for method in methods for name in method.recipes for factor in method.factors]
     folders = [extension.folder(0) for extension in found]
@@ -85,9 +84,12 @@ def extensions(methods: Iterable[ExtendConfig], shared: ExtensionConfig | None, 
     return found
 
 
-def resolved(extension: Extension, study_overrides: list[str]) -> Recipe:
+def resolved(extension: Extension) -> Recipe:
     """The recipe that the extension trains, but for seed and base."""
-    return load_recipe(extension.source, [*study_overrides, *extension.overrides])
+    table = extension.base.model_dump(mode="json", exclude_none=True, by_alias=True)
+    for item in extension.overrides:
+        apply_override(table, item)
+    return validate(Recipe, table, f"{extension.base.name}, extended by {extension.method!r}")
 
 
 def _known(shared: ExtensionConfig | None) -> ExtensionConfig:

@@ -18,7 +18,7 @@ import tomli_w
 from hinny.config import Recipe, read_toml
 from hinny.errors import ConfigError, RunError
 from hinny.run import Run, write_atomically
-from hinny.study.config import StudyConfig, flatten, load_extensions
+from hinny.study.config import StudyConfig, flatten, load_extensions, named_sources
 from hinny.study.longer import Extension, resolved
 from hinny.study.tasks import Asking, asked_anew, askings, commas, is_asked
 
@@ -28,7 +28,7 @@ GENERATE_FILE, TRAIN_FILE = "generate", "train"
 PROGRAM = (sys.executable, "-m", "hinny")
 NO_MATTER = ("jobs", "description")
 """Keys that no figure depends on."""
-MAY_GROW = ("seeds", "extend")
+MAY_GROW = ("seeds", "extend", "vary")
 """Lists to which a later start in the same folder may add: what is there keeps its place and its figures."""
 
 
@@ -96,7 +96,9 @@ def stages(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout, core
     """Everything to run: data, then training and evaluation side by side, then extensions, then timings one at a
     time."""
     jobs = config.jobs or cores
-    sources = dict(zip(recipes, config.recipes, strict=True))
+    sources = named_sources(config, recipes)
+    commands = {name: ([sources[name], *config.recipe_overrides] if name in sources else [str(layout.recipe(name))])
+                for name in recipes}
     timings = [job for name in recipes for job in _bench(config, name, layout, cores)] if config.bench else []
     waiting: dict[Path, list[Job]] = defaultdict(list)
     for job in timings:
@@ -104,11 +106,11 @@ def stages(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout, core
     longer = []
     for seed in config.seeds:
         for extension in load_extensions(config, recipes):
-            run, recipe = layout.extended(extension, seed), resolved(extension, config.recipe_overrides)
-            longer.append([_extend(config, extension, recipe, seed, layout),
+            run, recipe = layout.extended(extension, seed), resolved(extension)
+            longer.append([_extend(config, extension, commands[extension.base.name], recipe, seed, layout),
                            *_evals(config, recipe, run, extension.folder(seed), layout)])
             waiting[layout.run(extension.base.name, seed)] += longer[-1][1:]
-    bases = [[_train(config, sources[name], recipe, seed, layout, waiting[layout.run(name, seed)]),
+    bases = [[_train(config, commands[name], recipe, seed, layout, waiting[layout.run(name, seed)]),
               *_evals(config, recipe, layout.run(name, seed), f"{name} s{seed}", layout)]
              for seed in config.seeds for name, recipe in recipes.items()]
     plan = [Stage([[_prepare(config, recipes, layout)]], 1), Stage(bases, jobs)]
@@ -131,10 +133,12 @@ def _prepare(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) ->
     return Job("prepare", tuple(argv), (layout.data / "data.json").is_file, layout.logs / "prepare.log", always=True)
 
 
-def _train(config: StudyConfig, source: str, recipe: Recipe, seed: int, layout: Layout, waiting: list[Job]) -> Job:
-    """The training of a base; `waiting`: jobs that read its checkpoint."""
+def _train(config: StudyConfig, command: list[str], recipe: Recipe, seed: int, layout: Layout,
+           waiting: list[Job]) -> Job:
+    """The training of a base; `command` names its recipe and overrides, `waiting` are jobs that read its checkpoint."""
     run = layout.run(recipe.name, seed)
-    argv = ("train", source, f"train.seed={seed}", *config.recipe_overrides,
+    source, *overrides = command
+    argv = ("train", source, f"train.seed={seed}", *overrides,
             "--data", str(layout.data), "--out", str(run), "--threads", "1")
     name = f"train {recipe.name} s{seed}"
 
@@ -145,9 +149,10 @@ def _train(config: StudyConfig, source: str, recipe: Recipe, seed: int, layout: 
     return Job(name, argv, done, _log(layout, name), run, recipe.train.steps)
 
 
-def _extend(config: StudyConfig, extension: Extension, recipe: Recipe, seed: int, layout: Layout) -> Job:
-    run = layout.extended(extension, seed)
-    argv = ("train", extension.source, f"train.seed={seed}", *config.recipe_overrides, *extension.overrides,
+def _extend(config: StudyConfig, extension: Extension, command: list[str], recipe: Recipe, seed: int,
+            layout: Layout) -> Job:
+    run, (source, *overrides) = layout.extended(extension, seed), command
+    argv = ("train", source, f"train.seed={seed}", *overrides, *extension.overrides,
             f"init.from={layout.run(extension.base.name, seed)}",
             "--data", str(layout.data), "--out", str(run), "--threads", "1")
     name = f"extend {extension.folder(seed)}"
@@ -245,7 +250,7 @@ def claim_folder(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout
 
 
 def _claim(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> None:
-    wanted = {layout.resolved: _plain(config.model_dump() | {"recipes": list(recipes)})}
+    wanted = {layout.resolved: _plain(config.model_dump() | {"recipes": list(recipes)[:len(config.recipes)]})}
     wanted |= {layout.recipe(name): _plain(recipe.model_dump()) for name, recipe in recipes.items()}
     for path, table in wanted.items():
         if path.is_file() and (changed := _changes(_grown(read_toml(path), table), table)):

@@ -167,7 +167,7 @@ def test_a_base_without_its_checkpoint_is_done_when_no_extension_needs_it(file: 
 
 
 def extension() -> Extension:
-    return Extension(load_recipe("tiny-hybrid"), "tiny-hybrid", "plain", 2, ())
+    return Extension(load_recipe("tiny-hybrid"), "plain", 2, ())
 
 
 def test_gains_and_losses_are_differences_to_the_base_of_the_seed() -> None:
