@@ -111,7 +111,7 @@ CLAIMS = [
           "By choice-letter, made-up lookups and sums. Seen if the Transformer's worst seed beats both pure SSMs' best "
           f"{_BY}; not seen if its best seed is at most 3 points above the worst of both. Not decided where none of "
           f"the three answers half in its worst seed{_FEW}.", tasks_rules.pure_ssms_lag_by_letter,
-          "Needs a study that asks choice-letter.", (tasks_rules.LETTER,)),
+          "Needs a study that asks choice-letter, of models that can answer it.", (tasks_rules.LETTER,)),
     Claim("C14", "That gap shrinks with more tokens.", "1.4 points behind at 3.5T tokens",
           "Needs the task of C13 along training."),
     Claim("C15", "The gap is in the format, not the knowledge: on cloze questions SSMs match or win.",
@@ -120,7 +120,7 @@ CLAIMS = [
           "is at most 3 points above the worst of both pure SSMs; not seen if its worst seed beats the best of both "
           f"{_BY}. Not decided where none of the three answers half of the cloze questions in its worst "
           f"seed{_FEW}.",
-          tasks_rules.gap_is_in_the_format, "Needs a study that asks choice-letter and choice-cloze.",
+          tasks_rules.gap_is_in_the_format, "Needs a study that asks choice-letter and choice-cloze, of models that can answer them.",
           (tasks_rules.LETTER, tasks_rules.CLOZE)),
     Claim("C16", "Transformers solve Phonebook up to the training length.", "near 100 % up to 4096 tokens",
           "Seen if the worst seed answers 90 % at every asked length up to the training length; not seen if it does at "
