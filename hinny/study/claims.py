@@ -119,8 +119,8 @@ CLAIMS = [
           "Where C13 is seen by the same figures. Seen if on the same questions as cloze the Transformer's best seed "
           "is at most 3 points above the worst of both pure SSMs; not seen if its worst seed beats the best of both "
           f"{_BY}. Not decided where none of the three answers half of the cloze questions in its worst "
-          f"seed{_FEW}.",
-          tasks_rules.gap_is_in_the_format, "Needs a study that asks choice-letter and choice-cloze, of models that can answer them.",
+          f"seed{_FEW}.", tasks_rules.gap_is_in_the_format,
+          "Needs a study that asks choice-letter and choice-cloze, of models that can answer them.",
           (tasks_rules.LETTER, tasks_rules.CLOZE)),
     Claim("C16", "Transformers solve Phonebook up to the training length.", "near 100 % up to 4096 tokens",
           "Seen if the worst seed answers 90 % at every asked length up to the training length; not seen if it does at "
