@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hinny.study import longer_rules, rules, sweep_rules
+from hinny.study import longer_rules, rules, sweep_rules, tasks_rules
 from hinny.study.collect import Table
 from hinny.study.rules import UNCLEAR, Verdict
+from hinny.study.tasks import RULER_MEAN
 
 Rule = Callable[[Table], Verdict]
 
@@ -20,7 +21,8 @@ class Claim:
     """One claim of the paper. `test` is the rule in words, or what would test it where there is no rule.
 
     longer: for a rule on extensions, what would test it where a study has none; it is not tested there.
-    varied: the same for a rule on what a study varies, and the keys of `sweep_rules.varies`.
+    asks: for a rule on tasks that a study may leave out, their figures; where one is absent, `longer` is said as well.
+    varied: for a rule on what a study varies, the keys of `sweep_rules.varies`; where it does not, `longer` is said.
     """
 
     id: str
@@ -29,7 +31,8 @@ class Claim:
     test: str
     rule: Rule | None = None
     longer: str = ""
-    varied: tuple[str, tuple[str, ...]] = ("", ())
+    asks: tuple[str, ...] = ()
+    varied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,17 @@ class Judged:
 
 def judge(table: Table) -> list[Judged]:
     """Every claim with the verdict of its rule on the figures of `table`."""
-    claims = [_in_study(claim, table) for claim in CLAIMS]
+    claims = [c if _can_test(table, c) else replace(c, rule=None, test=c.longer) for c in CLAIMS]
     return [Judged(claim, claim.rule(table) if claim.rule else _untested(table, claim)) for claim in claims]
 
 
-def _in_study(claim: Claim, table: Table) -> Claim:
-    """The claim, without its rule where the study has nothing that the rule is about."""
-    needs, keys = claim.varied
-    if claim.longer and not table.about.get("extensions"):
-        return replace(claim, rule=None, test=claim.longer)
-    if needs and not sweep_rules.varies(table, *keys):
-        return replace(claim, rule=None, test=needs)
-    return claim
+def _can_test(table: Table, claim: Claim) -> bool:
+    """Whether the study has what the claim's rule is about."""
+    if claim.asks:
+        return all(table.find(what) for what in claim.asks)
+    if claim.varied:
+        return sweep_rules.varies(table, *claim.varied)
+    return not claim.longer or bool(table.about.get("extensions"))
 
 
 def _untested(table: Table, claim: Claim) -> Verdict:
@@ -76,39 +78,42 @@ _SWEEP = "Needs a sweep of "
 _TASKS = "Needs models that answer the standard tasks above chance"
 _LONG = "Needs a study that extends the trained models to longer contexts"
 
+_BY = "by more than 3 points, and by more than √(1/2n) for n questions (10 points for 50, 4 for 400)"
+_FEW = f", nor on fewer than {tasks_rules.FEW} questions"
+
 CLAIMS = [
     Claim("C1", "The best share of attention layers is near 8 %.", "130M, 24 layers: loss lowest with 2 of 24",
           "Along one line of variants with one share of MLP layers. Seen if the mean held-out loss is lowest at a "
           "share of 4 to 17 %, whose worst seed is more than 0.01 nats/token below the best seed with none and those "
           "with 25 % or more; not seen if the worst seed of another share is below its best by that.",
           sweep_rules.best_attention_share,
-          varied=(_SWEEP + "the share of attention layers, compared by held-out loss.", ("attention", "mlp"))),
+          longer=_SWEEP + "the share of attention layers, compared by held-out loss.", varied=("attention", "mlp")),
     Claim("C2", "The best share does not move with the model's size.", "also 8 % at 840M",
           "Needs the sweep of C1 at two or three sizes."),
     Claim("C3", "30 to 50 % of the layers can be MLPs at no cost in loss.", "attention 8 %, MLP from 5 to 50 %",
           "At one share of attention layers. Seen if with 30 to 50 % of MLP layers the worst seed is at most 0.01 "
           "nats/token above the best seed with 10 % or less; not seen if a best seed is above the worst by more.",
           sweep_rules.mlp_share_is_free,
-          varied=(_SWEEP + "the share of MLP layers at equal parameters and tokens.", ("mlp", "attention"))),
+          longer=_SWEEP + "the share of MLP layers at equal parameters and tokens.", varied=("mlp", "attention")),
     Claim("C4", "More MLP layers train faster.", "50 % MLP 20 % faster than 5 %",
           "On an accelerator, the largest share of MLP layers against the smallest. Seen if its slowest timing is "
           "above the other's fastest; not seen if its fastest is below the slowest.", sweep_rules.mlp_trains_faster,
-          varied=(_SWEEP + "the share of MLP layers with training speed at equal parameters, on a GPU.",
-                  ("mlp", "attention"))),
+          longer=_SWEEP + "the share of MLP layers with training speed at equal parameters, on a GPU.",
+          varied=("mlp", "attention")),
     Claim("C5", "Even spreading is as good as any placement of attention.", "no significant gain of another placement",
           "Seen if the worst seed of the even placement is at most 0.01 nats/token above the best seed of every other; "
           "not seen if its best seed is above the worst of one by more.", sweep_rules.even_spreading_is_as_good,
-          varied=(_SWEEP + "placements: even, first, middle, last, in blocks; loss and recall.",
-                  ("pattern", "layers"))),
+          longer=_SWEEP + "placements: even, first, middle, last, in blocks; loss and recall.",
+          varied=("pattern", "layers")),
     Claim("C6", "Grouped-query attention is free in a hybrid.", "perplexity +0.04 % with 8 groups",
           "Seen if the worst seed with fewer KV heads is at most 0.01 nats/token above the best with all; not seen if "
           "its best seed is above the worst by more.", sweep_rules.grouped_queries_are_free,
-          varied=("Needs two hybrids that differ in KV heads alone.", ("kv_heads", "pattern", "positions"))),
+          longer="Needs two hybrids that differ in KV heads alone.", varied=("kv_heads", "pattern", "positions")),
     Claim("C7", "RoPE in the hybrid's attention does not help at the training length.",
           "840M, mean of tasks: 52.19 without, 52.39 with",
           "By held-out loss. Seen if the worst seed without positions is at most 0.01 nats/token above the best with "
           "rotary ones; not seen if its best seed is above the worst by more.", sweep_rules.rope_does_not_help,
-          varied=("Needs two hybrids that differ in positions alone.", ("positions", "pattern", "kv_heads"))),
+          longer="Needs two hybrids that differ in positions alone.", varied=("positions", "pattern", "kv_heads")),
     Claim("C8", "RoPE hurts the hybrid after extension.", "16K: 53.43 without; 52.61 and 51.52 with",
           "Seen if at every length that both are extended to, the worst seed of the hybrid without positions (extended "
           "by its length alone) has a loss more than 0.01 nats/token below the best seed of the best method of the one "
@@ -125,11 +130,20 @@ CLAIMS = [
           "At a state of 128 or more in both. Seen if the slowest timing of Mamba-2 is at least twice the fastest of "
           "Mamba; not seen if its fastest is less than twice the slowest.", rules.mamba2_trains_faster),
     Claim("C13", "Pure SSMs lag on lettered multiple choice (few-shot MMLU).", "17 points behind at 1.1T tokens",
-          "Needs a lettered lookup task in training and evaluation."),
+          "By choice-letter, made-up lookups and sums. Seen if the Transformer's worst seed beats both pure SSMs' best "
+          f"{_BY}; not seen if its best seed is at most 3 points above the worst of both. Not decided where none of "
+          f"the three answers half in its worst seed{_FEW}.", tasks_rules.pure_ssms_lag_by_letter,
+          "Needs a study that asks choice-letter, of models that can answer it.", (tasks_rules.LETTER,)),
     Claim("C14", "That gap shrinks with more tokens.", "1.4 points behind at 3.5T tokens",
           "Needs the task of C13 along training."),
     Claim("C15", "The gap is in the format, not the knowledge: on cloze questions SSMs match or win.",
-          "direction only; the table's values are not known to us", "Needs three wordings of the same questions."),
+          "direction only; the table's values are not known to us",
+          "Where C13 is seen by the same figures. Seen if on the same questions as cloze the Transformer's best seed "
+          "is at most 3 points above the worst of both pure SSMs; not seen if its worst seed beats the best of both "
+          f"{_BY}. Not decided where none of the three answers half of the cloze questions in its worst "
+          f"seed{_FEW}.", tasks_rules.gap_is_in_the_format,
+          "Needs a study that asks choice-letter and choice-cloze, of models that can answer them.",
+          (tasks_rules.LETTER, tasks_rules.CLOZE)),
     Claim("C16", "Transformers solve Phonebook up to the training length.", "near 100 % up to 4096 tokens",
           "Seen if the worst seed answers 90 % at every asked length up to the training length; not seen if it does at "
           "the shortest but the best seed does not at some longer one.", rules.transformer_solves_phonebook),
@@ -157,8 +171,18 @@ CLAIMS = [
           _TASKS + "."),
     Claim("C23", "With much data pure Mamba-2 also has the higher mean.", "54.69 against 53.17", _TASKS + "."),
     Claim("C24", "RULER at the training length: hybrid above Transformer, far above Mamba-2.",
-          "81.99, 77.62 and 52.14", "Needs the RULER tasks at the training length."),
-    Claim("C25", "After extension the hybrid leads on RULER.", "13 points ahead at 16K", _LONG + " and runs RULER."),
+          "81.99, 77.62 and 52.14",
+          "By the mean over the asked RULER tasks. Seen if the hybrid's worst seed beats the Transformer's best "
+          f"{_BY}, and Mamba-2's best by that and by more than 10 points; not seen if its best seed is at most 3 "
+          "points above the Transformer's worst, or at most 10 above Mamba-2's. Not decided where none of the three "
+          f"reaches a half in its worst seed{_FEW}.", tasks_rules.hybrid_leads_on_ruler,
+          "Needs a study that asks RULER's tasks at the training length.", (RULER_MEAN,)),
+    Claim("C25", "After extension the hybrid leads on RULER.", "13 points ahead at 16K",
+          "By the mean over the asked RULER tasks at the new lengths that both were asked at. Seen if at each of them "
+          "the worst seed of the hybrid without positions (extended by its length alone) beats the best of the "
+          f"Transformer's best method {_BY}; not seen if at each its best seed is at most 3 points above the worst. "
+          f"Not decided where at one of them neither reaches a half in its worst seed{_FEW}.",
+          tasks_rules.extended_hybrid_leads_on_ruler, _LONG + " and runs RULER.", (tasks_rules.EXTENDED_MEAN,)),
     Claim("C26", "The hybrid is slightly worse on multi-document questions.", "about 1 point behind",
           "Needs questions over a growing number of irrelevant documents."),
     Claim("C27", "The hybrid is more sensitive to the prompt's wording there.",

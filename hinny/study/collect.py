@@ -19,10 +19,11 @@ from hinny import counts, pattern
 from hinny.config import ModelConfig, Recipe, load_recipe, read_toml, to_toml, validate
 from hinny.errors import RunError
 from hinny.run import Run, write_atomically
-from hinny.study.config import StudyConfig, differences, load_extensions
+from hinny.study.config import EvalConfig, StudyConfig, differences, load_extensions
 from hinny.study.gains import extended_rows
 from hinny.study.longer import Extension
 from hinny.study.plan import Layout
+from hinny.study.tasks import ruler_means, study_rows
 from hinny.study.vary import Axis, Value, VaryConfig, variants
 
 Row = dict[str, Any]
@@ -139,7 +140,8 @@ def collect(study: Path) -> Path:
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for name in recipes:
         for seed in config.seeds:
-            for row in _seed_rows(layout, name, seed, [one for one in extensions if one.base.name == name]):
+            own = [one for one in extensions if one.base.name == name]
+            for row in _seed_rows(layout, name, seed, own, config.eval):
                 groups[row["what"], row["variant"], row["shape"]].append(row)
                 if row["what"] == "held_out_loss" and name in swept:
                     # what a law is fitted to
@@ -154,22 +156,23 @@ def collect(study: Path) -> Path:
     return layout.results / "study.json"
 
 
-def _seed_rows(layout: Layout, name: str, seed: int, extensions: list[Extension]) -> list[Row]:
+def _seed_rows(layout: Layout, name: str, seed: int, extensions: list[Extension], asked: EvalConfig) -> list[Row]:
     """All rows of one recipe's run, and of those that go on from it."""
     run = Run(layout.run(name, seed))
     if not (run.path / "recipe.toml").is_file():
         return []
-    rows = _run_rows(run, name)
+    rows = _run_rows(run, name, asked)
     for extension in extensions:
         longer = Run(layout.extended(extension, seed))
         if (longer.path / "results").is_dir():
-            rows += extended_rows(extension, rows, _run_rows(longer, name))
+            rows += extended_rows(extension, rows, _run_rows(longer, name, asked))
     return rows
 
 
-def _run_rows(run: Run, name: str) -> list[Row]:
-    """All rows of one run: its results, its learning curves, and the share of right digits in wrong numbers."""
-    rows = [{**row, "variant": name} for row in run.rows()]
+def _run_rows(run: Run, name: str, asked: EvalConfig) -> list[Row]:
+    """All rows of one run: its results, its learning curves, the share of right digits in wrong numbers, and RULER's
+    means."""
+    rows = [{**row, "variant": name} for row in study_rows(asked, run.rows())]
     env = run.env
     made = {key: env[key] for key in ("command", "commit", "machine")}
     empty = dict.fromkeys(("low", "high", "bound", "peer", "peer_value", "ratio"))
@@ -178,7 +181,7 @@ def _run_rows(run: Run, name: str) -> list[Row]:
             if field in record:
                 rows.append({"what": what, "variant": name, "shape": f"tokens={record['tokens']}",
                              "value": record[field], "unit": unit, **empty, **made})
-    return rows + _wrong_digits(rows)
+    return rows + _wrong_digits(rows) + ruler_means(asked, rows)
 
 
 def _wrong_digits(rows: list[Row]) -> list[Row]:

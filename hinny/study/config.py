@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hinny.config import Recipe, Section, apply_override, find, load_recipe, read_toml, validate
 from hinny.errors import ConfigError
+from hinny.study import tasks as asked
 from hinny.study.longer import ExtendConfig, Extension, ExtensionConfig, extensions, resolved
 from hinny.study.match import FitConfig, FittedConfig, Measure, check_matched, fitted, measured
 from hinny.study.vary import Variant, VaryConfig, variants
@@ -48,17 +49,27 @@ class PrepareConfig(Section):
 class EvalConfig(Section):
     """What every trained model is asked."""
 
-    tasks: Annotated[list[Literal["heldout", "phonebook", "mqar", "copy", "window-loss", "position-joined"]],
-                     Field(min_length=1)]
+    tasks: Annotated[list[str], Field(min_length=1), AfterValidator(asked.known)]
+    """Names of `hinny eval --list`; those that a study may ask are in hinny.study.tasks."""
     samples: Positive
     """Questions at each length, form or number of pairs."""
     lengths: Lengths
-    """Lengths of the whole prompt of Phonebook and copying, of windows (window-loss), and the longest of sequences
-    (position-joined), tokens."""
+    """Lengths of the whole prompt of Phonebook, copying and the synthetic tasks, of windows (window-loss), and the
+    longest of sequences (position-joined), tokens."""
     pairs: Lengths
     """Numbers of key-value pairs of multi-query recall (mqar)."""
     windows: Positive
     """Held-out windows of the training length."""
+    ruler_lengths: Lengths | None = None
+    """Lengths of prompt and answer of RULER's tasks, tokens."""
+    max_length: Positive | None = None
+    """Tokens that a sample of RULER, multiple choice or the synthetic tasks may take; without it, of a model with
+    rotary positions, those of its training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvalConfig:
+        asked.check_keys(self)
+        return self
 
 
 class BenchConfig(Section):
@@ -186,6 +197,8 @@ def load_recipes(config: StudyConfig) -> dict[str, Recipe]:
         if group:
             check_matched(group, config.match_by, config.match_context, config.match_tolerance)
     _check_alike(recipes, config.may_differ)
+    for recipe in recipes.values():
+        asked.check_lengths(config.eval, recipe)
     return recipes
 
 
@@ -232,7 +245,7 @@ def load_extensions(config: StudyConfig, recipes: dict[str, Recipe]) -> list[Ext
     """The study's extensions. Raises ConfigError for one whose recipe is not valid, or is not asked at its lengths."""
     found = extensions(config.extend, config.extension, recipes)
     for one in found:
-        resolved(one)
+        asked.check_lengths(config.eval, resolved(one))
         if absent := [length for length in (one.base.train.seq_len, one.length) if length not in config.eval.lengths]:
             raise ConfigError(f"eval.lengths lacks {absent[0]}: extensions of {one.base.name} are compared at "
                               f"{one.base.train.seq_len} and {one.length} tokens; add it.")

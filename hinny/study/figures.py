@@ -27,8 +27,11 @@ class Plot:
 
 def plots(table: Table) -> list[Plot]:
     """Every plot for which the study has figures."""
-    return [plot for make in (_learning, _positions, _phonebook, _digits, _recall, _speed, _memory, _predicted,
-                             _predicted_prompt)
+    # here, for it draws with what this module has
+    from hinny.study.tasks_figures import TASK_PLOTS
+
+    return [plot for make in (_learning, _positions, _phonebook, _digits, _recall, *TASK_PLOTS, _speed, _memory,
+                             _predicted, _predicted_prompt)
             if (plot := make(table)) is not None]
 
 

@@ -9,6 +9,7 @@ from hinny.study.draw import Panel, Point, Series
 from hinny.study.figures import Plot, limits, seeds_note, ticks
 from hinny.study.longer_rules import methods
 from hinny.study.rules import percent
+from hinny.study.tasks import RULER_MEAN
 
 BEFORE = "before"
 
@@ -80,7 +81,10 @@ def extended_plots(table: Table) -> list[Plot]:
                    "better.", "prompt, tokens", "numbers exactly right", share=True),
              _plot(table, "extended_copy", "Extension: copying", "copy.accuracy", "length", {},
                    "Tokens of a random string repeated rightly, by length, higher is better.", "length, tokens",
-                   "tokens right", share=True)]
+                   "tokens right", share=True),
+             _plot(table, "extended_ruler", "Extension: RULER", RULER_MEAN, "length", {}, "Mean over RULER's tasks of "
+                   "the share of the answers that the model wrote, by length, higher is better.", "length, tokens",
+                   "answers written", share=True)]
     return [plot for plot in found if plot is not None]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,10 @@ from hinny.errors import ConfigError, RunError
 from hinny.run import Run, write_atomically
 from hinny.study.config import StudyConfig, flatten, load_extensions, named_sources
 from hinny.study.longer import Extension, resolved
+from hinny.study.tasks import Asking, asked_anew, askings, commas, is_asked
 
 GENERATE_FILE, TRAIN_FILE = "generate", "train"
 """Names in RUN/results of what `hinny bench generate` and `hinny bench train` write; an eval's is its task's."""
-
-LONG = {"window-loss", "position-joined"}
-ACTS_ON = {"--samples": {"phonebook", "mqar", "copy", *LONG}, "--lengths": {"phonebook", "copy", *LONG},
-           "--pairs": {"mqar"}, "--windows": {"heldout"}}
-"""Option of `hinny eval` → the tasks on which it acts; given without any of them it is refused."""
 
 PROGRAM = (sys.executable, "-m", "hinny")
 NO_MATTER = ("jobs", "description")
@@ -112,10 +108,10 @@ def stages(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout, core
         for extension in load_extensions(config, recipes):
             run, recipe = layout.extended(extension, seed), resolved(extension)
             longer.append([_extend(config, extension, commands[extension.base.name], recipe, seed, layout),
-                           _eval(config, recipe, run, extension.folder(seed), layout)])
-            waiting[layout.run(extension.base.name, seed)].append(longer[-1][-1])
+                           *_evals(config, recipe, run, extension.folder(seed), layout)])
+            waiting[layout.run(extension.base.name, seed)] += longer[-1][1:]
     bases = [[_train(config, commands[name], recipe, seed, layout, waiting[layout.run(name, seed)]),
-              _eval(config, recipe, layout.run(name, seed), f"{name} s{seed}", layout)]
+              *_evals(config, recipe, layout.run(name, seed), f"{name} s{seed}", layout)]
              for seed in config.seeds for name, recipe in recipes.items()]
     plan = [Stage([[_prepare(config, recipes, layout)]], 1), Stage(bases, jobs)]
     return plan + [Stage(chains, n) for chains, n in ((longer, jobs), ([timings], 1)) if any(chains)]
@@ -147,7 +143,7 @@ def _train(config: StudyConfig, command: list[str], recipe: Recipe, seed: int, l
     name = f"train {recipe.name} s{seed}"
 
     def done() -> bool:
-        spared = all(job.done() for job in waiting) and _asked(config, run)
+        spared = all(job.done() for job in waiting) and _asked(config, run, config.eval.tasks)
         return _trained(run, recipe, layout.data, spared)
 
     return Job(name, argv, done, _log(layout, name), run, recipe.train.steps)
@@ -160,8 +156,11 @@ def _extend(config: StudyConfig, extension: Extension, command: list[str], recip
             f"init.from={layout.run(extension.base.name, seed)}",
             "--data", str(layout.data), "--out", str(run), "--threads", "1")
     name = f"extend {extension.folder(seed)}"
-    return Job(name, argv, lambda: _trained(run, recipe, layout.data, _asked(config, run)), _log(layout, name), run,
-               recipe.train.steps)
+
+    def done() -> bool:
+        return _trained(run, recipe, layout.data, _asked(config, run, config.eval.tasks))
+
+    return Job(name, argv, done, _log(layout, name), run, recipe.train.steps)
 
 
 def _trained(run: Path, recipe: Recipe, data: Path, spared: bool) -> bool:
@@ -188,49 +187,43 @@ def checkpoint(run: Path, recipe: Recipe) -> Path:
     return run / "checkpoints" / f"step-{recipe.train.steps:08d}"
 
 
-def _eval(config: StudyConfig, recipe: Recipe, run: Path, subject: str, layout: Layout) -> Job:
-    options = {"--samples": str(config.eval.samples), "--lengths": _commas(config.eval.lengths),
-               "--pairs": _commas(config.eval.pairs), "--windows": str(config.eval.windows)}
-    acting = {name: value for name, value in options.items() if ACTS_ON[name] & set(config.eval.tasks)}
-    argv = ["eval", str(run), *config.eval.tasks, *(word for option in acting.items() for word in option),
+def _evals(config: StudyConfig, recipe: Recipe, run: Path, subject: str, layout: Layout) -> list[Job]:
+    """Everything that the run is asked, a job for the tasks of one list of lengths."""
+    return [_eval(config, asking, recipe, run, subject, layout) for asking in askings(config.eval)]
+
+
+def _eval(config: StudyConfig, asking: Asking, recipe: Recipe, run: Path, subject: str, layout: Layout) -> Job:
+    argv = ["eval", str(run), *asking.tasks, *(word for option in asking.options.items() for word in option),
             "--threads", "1"]
-    name, last = f"eval {subject}", checkpoint(run, recipe)
+    name, last = " ".join(filter(None, ("eval", asking.part, subject))), checkpoint(run, recipe)
 
     def done() -> bool:
         made = last if last.exists() else run / "metrics.jsonl"
         finished = last.exists() or _recorded(run) == recipe.train.steps
-        return finished and newer([run / "results" / f"{task}.json" for task in config.eval.tasks], made) \
-            and _asked(config, run)
+        return finished and newer([run / "results" / f"{task}.json" for task in asking.tasks], made) \
+            and _asked(config, run, asking.tasks)
 
     return Job(name, tuple(argv), done, _log(layout, name))
 
 
-def _asked(config: StudyConfig, run: Path) -> bool:
+def _asked(config: StudyConfig, run: Path, tasks: Iterable[str]) -> bool:
     """Whether the results in force are those of the study's own sizes, not of an evaluation by hand since."""
-    sizes = config.eval.model_dump(exclude={"tasks"})
-    for task in config.eval.tasks:
-        file = run / "evals" / f"{task}.json"
-        key = json.loads(file.read_text(encoding="utf-8"))["key"] if file.is_file() else {}
-        if not key or any(sizes[name] != key[name] for name in sizes.keys() & key.keys()):
-            return False
-    return True
+    records = {task: run / "evals" / f"{task}.json" for task in tasks}
+    return all(file.is_file() and is_asked(config.eval, task, json.loads(file.read_text(encoding="utf-8")))
+               for task, file in records.items())
 
 
 def _bench(config: StudyConfig, recipe: str, layout: Layout, cores: int) -> Iterator[Job]:
     """Timings of one recipe on its first seed's run: speed does not depend on the seed."""
     assert config.bench
     run = layout.run(recipe, config.seeds[0])
-    verbs = {GENERATE_FILE: ["generate", "--run", str(run), "--contexts", _commas(config.bench.contexts)],
+    verbs = {GENERATE_FILE: ["generate", "--run", str(run), "--contexts", commas(config.bench.contexts)],
              TRAIN_FILE: ["train", "--recipe", str(run / "recipe.toml"), "--steps", str(config.bench.train_steps),
                           "--save", str(run)]}
     for file, (what, *options) in verbs.items():
         name = f"bench {what} {recipe}"
         argv = ("bench", what, *options, "--threads", str(cores))
         yield Job(name, argv, (run / "results" / f"{file}.json").is_file, _log(layout, name))
-
-
-def _commas(numbers: list[int]) -> str:
-    return ",".join(map(str, numbers))
 
 
 def _log(layout: Layout, name: str) -> Path:
@@ -271,11 +264,13 @@ def _claim(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> N
 
 
 def _grown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`old` with the lists of `new` where those only have more in them."""
+    """`old` with the lists of `new` where those only have more in them, and with the tasks that may change."""
     more = {key: new[key] for key in MAY_GROW
             if key in new and all(item in new[key] for item in old.get(key, []))}
     if "extend" in more and not old.get("extend"):
         more |= {key: new[key] for key in ("extension",) if key in new}
+    if "eval" in old and "eval" in new:
+        more["eval"] = asked_anew(old["eval"], new["eval"])
     return {**old, **more}
 
 

@@ -10,6 +10,7 @@ from hinny.study.collect import Figure, Table
 from hinny.study.figures import ratio_sentence
 from hinny.study.longer_figures import sentence
 from hinny.study.rules import FAILED, NOT_SEEN, SEEN, UNCLEAR, percent
+from hinny.study.tasks_figures import ruler_means
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,13 @@ def _measures(table: Table) -> list[_Measure]:
         _Measure(f"Phonebook beyond {trained}", "exact", False, percent, lambda t, n: book(t, n, beyond=True)),
         _Measure("Multi-query recall", "right", False, percent, lambda t, n: t.find("mqar.accuracy", n)),
         _Measure("Copying", "right", False, percent, lambda t, n: t.find("copy.accuracy", n)),
+        _Measure(f"RULER up to {trained} tokens", "mean of tasks", False, percent,
+                 lambda t, n: ruler_means(t, n, beyond=False)),
+        _Measure(f"RULER beyond {trained}", "mean of tasks", False, percent,
+                 lambda t, n: ruler_means(t, n, beyond=True)),
+        _Measure("Choice by letter", "right", False, percent, lambda t, n: t.find("choice-letter.acc", n)),
+        _Measure("Choice by text", "right", False, percent, lambda t, n: t.find("choice-text.acc", n)),
+        _Measure("Cloze questions", "right", False, percent, lambda t, n: t.find("choice-cloze.acc", n)),
         _Measure("Training speed", "tokens/s", False, "{:,.0f}".format, lambda t, n: t.find("train", n)),
         _Measure(f"Decode after {longest} tokens", "tokens/s", False, "{:,.0f}".format, _last("decode")),
         _Measure(f"State and cache at {longest}", "bytes", True, _bytes, _last("state_bytes")),

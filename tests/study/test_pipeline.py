@@ -34,7 +34,9 @@ log_every = 1
 eval_every = 1
 [prepare]
 [eval]
-tasks = ["heldout", "phonebook", "mqar", "copy"]
+tasks = ["heldout", "phonebook", "mqar", "copy", "choice-cloze", "ruler-fwe"]
+ruler_lengths = [768]
+max_length = 768
 samples = 2
 lengths = [256]
 pairs = [4]
@@ -43,9 +45,9 @@ windows = 2
 contexts = [16]
 train_steps = 1
 """
-JOBS = ["train tiny-transformer s1", "eval tiny-transformer s1", "train tiny-mamba2 s1", "eval tiny-mamba2 s1",
-        "bench generate tiny-transformer", "bench train tiny-transformer", "bench generate tiny-mamba2",
-        "bench train tiny-mamba2"]
+JOBS = ["train tiny-transformer s1", "eval tiny-transformer s1", "eval ruler tiny-transformer s1",
+        "train tiny-mamba2 s1", "eval tiny-mamba2 s1", "eval ruler tiny-mamba2 s1", "bench generate tiny-transformer",
+        "bench train tiny-transformer", "bench generate tiny-mamba2", "bench train tiny-mamba2"]
 
 
 def test_a_real_study_runs_is_reused_and_refuses_other_text(
@@ -62,7 +64,8 @@ def test_a_real_study_runs_is_reused_and_refuses_other_text(
     table = read_table(tmp_path / "out")
     for what in ("train_loss", "held_out_curve", "held_out_loss", "bits_per_byte", "loss_by_position",
                  "phonebook.exact", "phonebook.digits", "phonebook.chance_digits", "mqar.accuracy", "copy.accuracy",
-                 "decode", "prefill", "state_bytes", "train"):
+                 "choice-cloze.acc", "ruler-fwe.string_match_all", "ruler.mean", "decode", "prefill", "state_bytes",
+                 "train"):
         assert {f.variant for f in table.find(what)} == {"tiny-transformer", "tiny-mamba2"}, what
     # the rule on training efficiency tells by this that a CPU was timed
     assert all("threads" in f.shape for f in table.find("train"))
