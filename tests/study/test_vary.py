@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from hinny import counts
-from hinny.config import Recipe, load_recipe
+from hinny.config import Recipe, find, load_recipe
 from hinny.errors import ConfigError
 from hinny.study.collect import sweeps
 from hinny.study.config import StudyConfig, load_recipes, load_study
@@ -213,3 +214,18 @@ def test_the_shipped_sweeps_are_matched_and_stand_on_their_plots(name: str, mode
             [float(size(recipes[m["recipe"]])) for m in line["members"]] for line in lines]
         assert all(len(line["members"]) == 3 for line in lines)
     json.dumps(lines)
+
+
+def test_the_studies_of_the_page_on_studies_can_be_run(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    whole, fit, vary = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    ours = find("recipes", "30m-mamba2").read_text().replace("lr = 2e-3", "lr = 1e-3")
+    (tmp_path / "ours.toml").write_text(ours)
+    whole = whole.replace('"ours.toml"', f'"{tmp_path / "ours.toml"}"')
+    assert list(load_recipes(study(tmp_path, whole + vary))) == [
+        "30m-transformer", "ours", "attention-0.04", "attention-0.08", "attention-0.25"]
+    head, entry = fit.split("[[fit]]")
+    fitted = whole.replace('may_differ = ["optim.lr"]', "").replace(str(tmp_path / "ours.toml"), "30m-mamba2")
+    chosen = load_recipes(study(tmp_path, f"{head}{fitted}[[fit]]{entry}", "match_tolerance=0.05"))
+    flops = [counts.training_flops(recipe.model, recipe.train.seq_len) for recipe in chosen.values()]
+    assert max(flops) / min(flops) < 1.05
