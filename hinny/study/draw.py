@@ -13,17 +13,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-INK, FAINT = "#1f2328", "#d5d9de"
-"""Text and grid; an inline drawing replaces them, and the series' colours, by the page's variables."""
+from hinny.study.beside import place, text_width
+
+INK, FAINT, GREY = "#1f2328", "#d5d9de", "#a9b0b8"
+"""Text, grid and lines in the background; an inline drawing replaces them, and the series' colours, by the page's variables."""
 PALETTE = ("#0068a8", "#b5578f", "#c85200", "#00805c", "#6b5b95", "#7a6a00", "#4d7c8a", "#8a4b2d")
 """Told apart also without seeing red or green, and by markers besides; dark values are in the page's style sheet."""
 MARKERS = "osD^vPX<"
-SIZE = (4.3, 3.0)
-"""Inches; drawn at a text size that can be read at a phone's width."""
+WIDTH, HEIGHT = 4.3, 1.995
+"""Inches of a panel and of its axes: the least; drawn at a text size that can be read at a phone's width."""
+LEFT, BOTTOM, ABOVE, BARE = 0.58, 0.495, 0.51, 0.315
+"""Inches around the axes; above them with a title, and without."""
+SIDE, NARROW, LINE = 1.29, 1.9, 0.164
+"""Inches: the least room for labels at the right, the least width of the axes, a label's height."""
 TEXT = 9.5
 RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "hinny", "font.size": TEXT, "font.family": "sans-serif",
       "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-      "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False}
+      "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,21 @@ class Point:
     low: float
     high: float
     sure: bool = True
+    across: tuple[float, float] | None = None
+    """The range of x, in a panel of points."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line with its direct label."""
+    """A line with its direct label; in a panel of points its one point."""
 
     label: str
     """Empty: none, where the line belongs to another in its colour."""
     points: list[Point]
     colour: int
     dashed: bool = False
+    muted: bool = False
+    """Thin and grey, for those beside which others are to be seen."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,10 @@ class Panel:
     """A vertical line at x with its label."""
     format_y: Callable[[float], str] | None = None
     ticks: list[float] = field(default_factory=list)
+    across: tuple[float, float] | None = None
+    """Limits of x."""
+    front: list[tuple[float, float]] | None = None
+    """Points in place of lines, each named beside it, and this line of steps through the best of them."""
 
 
 def short(value: float) -> str:
@@ -81,16 +95,33 @@ def short(value: float) -> str:
 
 def draw(panel: Panel) -> str:
     """The panel as an SVG document."""
+    labels = [series.label for series in panel.series if series.label]
+    # as high as the labels need, and as wide as the longest
+    high = max(HEIGHT if panel.title else HEIGHT + ABOVE - BARE, LINE * (len(labels) + 1))
+    side = max([SIDE, *(text_width(label, TEXT - 0.5) + 0.3 for label in labels)])
+    if panel.front is not None:
+        side, high = 0.1, max(high, 2.5, 1.2 + LINE * len(labels))
+    width = max(WIDTH, LEFT + NARROW + side)
+    tall = BOTTOM + high + (ABOVE if panel.title else BARE)
     with matplotlib.rc_context(RC):
-        canvas = Canvas(figsize=SIZE)
-        axes = canvas.add_axes((0.135, 0.165, 0.565, 0.665 if panel.title else 0.73))
-        for series in panel.series:
-            _line(axes, series, bands=len(series.points) > 20, clip=_leaves(series, panel.limits))
+        canvas = Canvas(figsize=(width, tall))
+        axes = canvas.add_axes((LEFT / width, BOTTOM / tall, (width - LEFT - side) / width, high / tall))
+        if panel.front is None:
+            for series in panel.series:
+                _line(axes, series, bands=len(series.points) > 20, clip=_leaves(series, panel.limits))
         _axes(axes, panel)
-        _labels(axes, panel)
+        if panel.front is None:
+            _labels(axes, panel, LINE / high)
+        else:
+            _points(axes, panel, panel.front)
         out = io.StringIO()
         canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return out.getvalue()
+
+
+def marker(colour: int) -> str:
+    """A series' marker: those that share a colour, past the palette's end, differ in it."""
+    return MARKERS[(colour + colour // len(PALETTE)) % len(MARKERS)]
 
 
 def _leaves(series: Series, limits: tuple[float, float] | None) -> bool:
@@ -99,12 +130,12 @@ def _leaves(series: Series, limits: tuple[float, float] | None) -> bool:
 
 
 def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
-    colour = PALETTE[series.colour % len(PALETTE)]
-    marker = None if bands or series.dashed else MARKERS[series.colour % len(MARKERS)]
-    style: dict[str, Any] = {"color": colour, "linewidth": 1.0 if series.dashed else 1.6, "marker": marker,
-                             "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands or clip}
+    colour = GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
+    shape = None if bands or series.dashed or series.muted else marker(series.colour)
+    style: dict[str, Any] = {"color": colour, "linewidth": 1.0 if series.dashed or series.muted else 1.6,
+                             "marker": shape, "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands or clip}
     x = [p.x for p in series.points]
-    if not series.dashed:
+    if not series.dashed and not series.muted:
         axes.fill_between(x, [p.low for p in series.points], [p.high for p in series.points],
                           color=colour, alpha=0.18, linewidth=0)
     sure = [p.value if p.sure else float("nan") for p in series.points]
@@ -117,16 +148,21 @@ def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
 
 
 def _axes(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.title, loc="left", fontsize=TEXT + 0.5, fontweight="bold", x=-0.19, pad=22)
+    inches = axes.get_window_extent().width / axes.figure.dpi
+    edge = -(LEFT - 0.12) / inches
+    axes.set_title(panel.title, loc="left", fontsize=TEXT + 0.5, fontweight="bold", x=edge, pad=22)
     axes.set_xlabel(panel.x)
     # the y label lies above the axis, level, so that nobody turns the head
-    axes.text(-0.19, 1.045, panel.y, transform=axes.transAxes, fontsize=TEXT - 1, ha="left", va="bottom", alpha=0.75)
+    axes.annotate(panel.y, (edge, 1.0), xycoords="axes fraction", xytext=(0, 6.5), textcoords="offset points",
+                  fontsize=TEXT - 1, ha="left", va="bottom", alpha=0.75)
     if panel.log_x:
         axes.set_xscale("log", base=2)
     if panel.log_y:
         axes.set_yscale("log")
     if panel.limits:
         axes.set_ylim(*panel.limits)
+    if panel.across:
+        axes.set_xlim(*panel.across)
     if panel.ticks:
         axes.xaxis.set_major_locator(FixedLocator(panel.ticks))
     elif not panel.log_x:
@@ -144,7 +180,7 @@ def _axes(axes: Axes, panel: Panel) -> None:
                       textcoords="offset points", fontsize=TEXT - 2, va="top", alpha=0.75)
 
 
-def _labels(axes: Axes, panel: Panel) -> None:
+def _labels(axes: Axes, panel: Panel, gap: float) -> None:
     """Each line's name at its right end, in its colour, moved apart where ends are close."""
     ends = []
     for series in (one for one in panel.series if one.label):
@@ -152,11 +188,43 @@ def _labels(axes: Axes, panel: Panel) -> None:
         height = axes.transAxes.inverted().transform(axes.transData.transform((last.x, last.value)))[1]
         ends.append((min(1.0, max(0.0, height)), series))
     ends.sort(key=lambda end: end[0])
-    for (height, series), wanted in zip(ends, apart([h for h, _ in ends], 0.082), strict=True):
+    for (height, series), wanted in zip(ends, apart([h for h, _ in ends], gap), strict=True):
         colour = PALETTE[series.colour % len(PALETTE)]
         axes.annotate(series.label, (1.0, height), xycoords="axes fraction", xytext=(1.06, wanted),
                       textcoords="axes fraction", color=colour, fontsize=TEXT - 0.5, va="center",
                       arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1})
+
+
+def _points(axes: Axes, panel: Panel, front: list[tuple[float, float]]) -> None:
+    """Points with the ranges of both axes, the front's steps, and each name beside its point, clear of the others."""
+    left, right = axes.get_xlim()
+    top = axes.get_ylim()[1]
+    steps = [(left, front[0][1]), *((x, y) for before, after in zip(front, front[1:], strict=False)
+                                    for x, y in (before, (before[0], after[1]))), front[-1], (front[-1][0], top)]
+    axes.plot(*zip(*steps, strict=True), color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.5, zorder=1)
+    taken, spots = [], []
+    for series in panel.series:
+        (p,), colour = series.points, PALETTE[series.colour % len(PALETTE)]
+        low, high = p.across or (p.x, p.x)
+        axes.errorbar([p.x], [p.value], xerr=[[p.x - low], [high - p.x]], yerr=[[p.value - p.low], [p.high - p.value]],
+                      fmt=marker(series.colour), color=colour, markersize=6.5, markeredgewidth=0, elinewidth=1.1)
+        ends = axes.transData.transform([(low, p.value), (high, p.value), (p.x, p.low), (p.x, p.high), (p.x, p.value)])
+        scale = 72 / axes.figure.dpi
+        (x0, y), (x1, _), (x, y0), (_, y1), _ = ([float(v) * scale for v in end] for end in ends)
+        taken += [(x0, y - 1, x1, y + 1), (x - 1, y0, x + 1, y1), (x - 4, y - 4, x + 4, y + 4)]
+        spots.append((x, y, series.label))
+    box = axes.get_window_extent()
+    frame = tuple(float(v) * 72 / axes.figure.dpi for v in (box.x0 + 3, box.y0 + 2, box.x1, box.y1 + 6))
+    inside = [axes.transData.transform(step) * 72 / axes.figure.dpi for step in steps]
+    line = [(min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
+            for a, b in zip(inside, inside[1:], strict=False)]
+    for series, (x, y, _), (lx, ly, far) in zip(panel.series, spots, place(spots, taken, line, frame, TEXT - 0.5),
+                                                strict=True):
+        colour = PALETTE[series.colour % len(PALETTE)]
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4} if far else None
+        axes.annotate(series.label, (x * axes.figure.dpi / 72, y * axes.figure.dpi / 72), xycoords="figure pixels",
+                      xytext=(lx, ly), textcoords="figure points", color=colour, fontsize=TEXT - 0.5, ha="left",
+                      va="center", arrowprops=arrow)
 
 
 def apart(heights: list[float], gap: float) -> list[float]:
@@ -196,4 +264,4 @@ def standalone(svg: str) -> str:
 
 
 def _variables() -> dict[str, str]:
-    return {INK: "currentColor", FAINT: "var(--faint)"} | {c: f"var(--s{i})" for i, c in enumerate(PALETTE)}
+    return {INK: "currentColor", FAINT: "var(--faint)", GREY: "var(--grey)"} | {c: f"var(--s{i})" for i, c in enumerate(PALETTE)}
