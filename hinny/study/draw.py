@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -16,7 +17,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from hinny.study.beside import place, text_width
 
 INK, FAINT, GREY = "#1f2328", "#d5d9de", "#a9b0b8"
-"""Text, grid and lines in the background; an inline drawing replaces them, and the series' colours, by the page's variables."""
+"""Text, grid and lines in the background; an inline drawing replaces them, and the series' colours, by the page's
+variables."""
 PALETTE = ("#0068a8", "#b5578f", "#c85200", "#00805c", "#6b5b95", "#7a6a00", "#4d7c8a", "#8a4b2d")
 """Told apart also without seeing red or green, and by markers besides; dark values are in the page's style sheet."""
 MARKERS = "osD^vPX<"
@@ -175,9 +177,29 @@ def _axes(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(length=3, width=0.7)
     if panel.mark:
-        axes.axvline(panel.mark[0], color=INK, linewidth=0.7, linestyle=(0, (4, 3)), alpha=0.6)
-        axes.annotate(panel.mark[1], (panel.mark[0], 1.0), xycoords=("data", "axes fraction"), xytext=(3, -1),
-                      textcoords="offset points", fontsize=TEXT - 2, va="top", alpha=0.75)
+        _mark(axes, panel, *panel.mark)
+
+
+def _mark(axes: Axes, panel: Panel, x: float, words: str) -> None:
+    """A broken upright line with its words, on the side and at the height where they cover least of the lines."""
+    axes.axvline(x, color=INK, linewidth=0.7, linestyle=(0, (4, 3)), alpha=0.6)
+    box, points = axes.get_window_extent(), axes.figure.dpi / 72
+    at = float(axes.transData.transform((x, axes.get_ylim()[0]))[0])
+    wide, high = (text_width(words, TEXT - 2) * 72 + 3) * points, (TEXT - 1) * points
+    lines = [axes.transData.transform([(p.x, p.value) for p in s.points]) for s in panel.series]
+    sampled = [a + (b - a) * part / 20 for line in lines
+               for a, b in pairwise([*line, line[-1]]) for part in range(20)]
+
+    def covered(side: int, up: float) -> tuple[float, float]:
+        left, top = (at if side > 0 else at - wide), box.y0 + up * box.height
+        if left < box.x0 or left + wide > box.x1 + 40 * points:
+            return float("inf"), 0.0
+        inside = sum(left <= px <= left + wide and top - high <= py <= top + 2 * points for px, py in sampled)
+        return inside, -up - 0.01 * side
+
+    side, up = min(((side, up / 20) for side in (1, -1) for up in range(20, 1, -1)), key=lambda one: covered(*one))
+    axes.annotate(words, (x, up), xycoords=("data", "axes fraction"), xytext=(3 * side, -1), fontsize=TEXT - 2,
+                  textcoords="offset points", va="top", ha="left" if side > 0 else "right", alpha=0.75)
 
 
 def _labels(axes: Axes, panel: Panel, gap: float) -> None:
@@ -192,52 +214,51 @@ def _labels(axes: Axes, panel: Panel, gap: float) -> None:
         colour = PALETTE[series.colour % len(PALETTE)]
         axes.annotate(series.label, (1.0, height), xycoords="axes fraction", xytext=(1.06, wanted),
                       textcoords="axes fraction", color=colour, fontsize=TEXT - 0.5, va="center",
-                      arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1})
+                      arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1,
+                                  "relpos": (0, 0.5)})
 
 
 def _points(axes: Axes, panel: Panel, front: list[tuple[float, float]]) -> None:
     """Points with the ranges of both axes, the front's steps, and each name beside its point, clear of the others."""
-    left, right = axes.get_xlim()
+    left = axes.get_xlim()[0]
     top = axes.get_ylim()[1]
-    steps = [(left, front[0][1]), *((x, y) for before, after in zip(front, front[1:], strict=False)
+    steps = [(left, front[0][1]), *((x, y) for before, after in pairwise(front)
                                     for x, y in (before, (before[0], after[1]))), front[-1], (front[-1][0], top)]
     axes.plot(*zip(*steps, strict=True), color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.5, zorder=1)
-    taken, spots = [], []
+    taken, spots, scale = [], [], 72 / axes.figure.dpi
     for series in panel.series:
         (p,), colour = series.points, PALETTE[series.colour % len(PALETTE)]
         low, high = p.across or (p.x, p.x)
         axes.errorbar([p.x], [p.value], xerr=[[p.x - low], [high - p.x]], yerr=[[p.value - p.low], [p.high - p.value]],
                       fmt=marker(series.colour), color=colour, markersize=6.5, markeredgewidth=0, elinewidth=1.1)
         ends = axes.transData.transform([(low, p.value), (high, p.value), (p.x, p.low), (p.x, p.high), (p.x, p.value)])
-        scale = 72 / axes.figure.dpi
         (x0, y), (x1, _), (x, y0), (_, y1), _ = ([float(v) * scale for v in end] for end in ends)
-        taken += [(x0, y - 1, x1, y + 1), (x - 1, y0, x + 1, y1), (x - 4, y - 4, x + 4, y + 4)]
+        taken += [(x0 - 3, y - 2, x1 + 3, y + 2), (x - 2, y0 - 2, x + 2, y1 + 2), (x - 5, y - 5, x + 5, y + 5)]
         spots.append((x, y, series.label))
     box = axes.get_window_extent()
-    frame = tuple(float(v) * 72 / axes.figure.dpi for v in (box.x0 + 3, box.y0 + 2, box.x1, box.y1 + 6))
-    inside = [axes.transData.transform(step) * 72 / axes.figure.dpi for step in steps]
+    frame = ((box.x0 + 3) * scale, (box.y0 + 2) * scale, box.x1 * scale, (box.y1 + 6) * scale)
+    inside = [axes.transData.transform(step) * scale for step in steps]
     line = [(min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
-            for a, b in zip(inside, inside[1:], strict=False)]
-    for series, (x, y, _), (lx, ly, far) in zip(panel.series, spots, place(spots, taken, line, frame, TEXT - 0.5),
-                                                strict=True):
+            for a, b in pairwise(inside)]
+    for series, (lx, ly, far) in zip(panel.series, place(spots, taken, line, frame, TEXT - 0.5), strict=True):
         colour = PALETTE[series.colour % len(PALETTE)]
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4} if far else None
-        axes.annotate(series.label, (x * axes.figure.dpi / 72, y * axes.figure.dpi / 72), xycoords="figure pixels",
-                      xytext=(lx, ly), textcoords="figure points", color=colour, fontsize=TEXT - 0.5, ha="left",
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3} if far else None
+        axes.annotate(series.label, (series.points[0].x, series.points[0].value), xytext=(lx, ly), textcoords="figure points", color=colour, fontsize=TEXT - 0.5, ha="left",
                       va="center", arrowprops=arrow)
 
 
 def apart(heights: list[float], gap: float) -> list[float]:
-    """Ascending `heights` moved as little as needed to be `gap` apart and stay below 1 where possible."""
-    placed = list(heights)
-    for _ in range(100):
-        for i in range(len(placed) - 1):
-            if (short_by := gap - (placed[i + 1] - placed[i])) > 1e-6:
-                placed[i] -= short_by / 2
-                placed[i + 1] += short_by / 2
-        if placed and placed[-1] > 1.0:
-            placed[-1] = 1.0
-    return placed
+    """Ascending `heights` moved as little as needed to be `gap` apart and stay between 0 and 1 where possible."""
+    # without their gaps the places only have to rise: each run of heights that falls becomes its mean
+    runs: list[tuple[float, int]] = []
+    for i, height in enumerate(heights):
+        runs.append((height - i * gap, 1))
+        while len(runs) > 1 and runs[-2][0] > runs[-1][0]:
+            (one, few), (other, more) = runs[-2:]
+            runs[-2:] = [((one * few + other * more) / (few + more), few + more)]
+    level = [value for value, number in runs for _ in range(number)]
+    top = 1.0 - (len(heights) - 1) * gap
+    return [min(max(value, 0.0), top) + i * gap for i, value in enumerate(level)]
 
 
 def inline(svg: str, prefix: str, alt: str) -> str:
@@ -264,4 +285,5 @@ def standalone(svg: str) -> str:
 
 
 def _variables() -> dict[str, str]:
-    return {INK: "currentColor", FAINT: "var(--faint)", GREY: "var(--grey)"} | {c: f"var(--s{i})" for i, c in enumerate(PALETTE)}
+    return {INK: "currentColor", FAINT: "var(--faint)", GREY: "var(--grey)"} | {
+        colour: f"var(--s{i})" for i, colour in enumerate(PALETTE)}

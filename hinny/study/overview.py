@@ -16,7 +16,7 @@ MANY = 6
 CLAUSES, TILES, PANELS = 3, 4, 4
 NAMED = 4
 """Names that a sentence has room for."""
-WORDS = {"text": ("predicts text best", "text"), "recall": ("recalls phone numbers best", "recall"),
+WORDS = {"text": ("predicts held-out text best", "held-out text"), "recall": ("recalls phone numbers best", "recall"),
          "decode": ("decodes fastest", "decode speed"), "memory": ("carries the least memory", "memory")}
 """Measure → what its only winner does, and its name."""
 ORDER = ("text", "recall", "decode", "memory", "beyond", "pairs", "copying", "training")
@@ -47,7 +47,7 @@ class _Clause:
 
 
 def headline(table: Table, lines: list[Line]) -> str:
-    """Who won what in one sentence; of what their seeds or timings do not tell apart it says that. Empty: no figures."""
+    """Who won what, in one sentence that says so where seeds or timings do not decide; "" without figures."""
     clauses = [clause for key in WORDS for line in lines
                if line.measure.key == key and len(line.scores) > 1 for clause in [_clause(table, line)]]
     # text always, then what has one winner, then what was not learned, then what does not tell the models apart
@@ -132,7 +132,7 @@ def overview(table: Table) -> Plot | None:
         shown = [(k, what, shape, replace(panel, across=(low / room, high * room), ticks=ticks(every)))
                  if k == kind and len(same) > 1 else (k, what, shape, panel) for k, what, shape, panel in shown]
     panels = [_thinned(panel) for *_, panel in shown]
-    figures = [f for _, what, shape, _ in shown for f in table.find(what, **shape) if f.variant in models(table, what)]
+    figures = [f for _, what, shape, _ in shown for f in table.find(what, None, **shape) if f.variant in models(table, what)]
     hidden = len(table.about["recipes"]) > MANY
     grey = " In colour the best three of each plot and the last; all are named in the figures below." if hidden else ""
     seeds = [f for f in figures if f.what not in ("decode", "state_bytes")]
@@ -191,7 +191,8 @@ def _thinned(panel: Panel) -> Panel:
     """The panel with the best three and the last in colour where there are many."""
     if len(panel.series) <= MANY:
         return panel
-    ranked = sorted(panel.series, key=lambda s: s.points[-1].value, reverse="higher" in panel.title)
+    ranked = sorted(panel.series, reverse="higher" in panel.title, key=lambda s: (
+        s.points[-1].value, sum(p.value for p in s.points)))
     kept: list[Series] = [*ranked[:3], ranked[-1]]
     grey = [replace(s, label="", muted=True) for s in panel.series if s not in kept]
     return replace(panel, series=[*grey, *(s for s in panel.series if s in kept)])

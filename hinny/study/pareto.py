@@ -10,6 +10,8 @@ from hinny.study.draw import Panel, Point, Series
 from hinny.study.figures import Plot, colour, limits, seeds_note
 from hinny.study.summary import Score, mean, said
 
+NAMED = 4
+"""Models that a sentence has room for."""
 WIDE = 4.0
 """Ratio of speeds beyond which their axis is logarithmic."""
 
@@ -93,5 +95,7 @@ def steps(low: float, high: float) -> list[float]:
 def _sentence(table: Table, title: str, spots: list[Spot]) -> str:
     best = [s.name for s in front(spots)]
     near = [s.name for s in unbeaten(spots) if s.name not in best]
-    more = (f"; with their ranges also {said(table, near)} may belong to it" if near else "")
-    return f"{title}: {said(table, best)}{more}."
+    told = said(table, best) if len(best) <= NAMED else (
+        f"{len(best)} of {len(spots)} models, from {table.label(best[0])} to {table.label(best[-1])}")
+    more = f"; with their ranges {said(table, near) if len(near) <= NAMED else f'{len(near)} others'} may belong to it"
+    return f"{title}: {told}{more if near else ''}."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from hinny.run import write_atomically
 from hinny.study.claims import judge
@@ -141,10 +142,16 @@ def template(name: str, *, escape: bool) -> jinja2.Template:
     """A page's template; `escape`: for HTML."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("hinny.study"), autoescape=escape,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["cell"] = cell
+    environment.filters |= {"cell": cell, "whole": whole}
     return environment.get_template(name)
 
 
 def cell(text: str) -> str:
     """Text that stays in its cell of a Markdown table, and stays text."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
+def whole(text: str) -> Markup:
+    """Text of a page whose names with hyphens are not broken at the end of a line, as far as a phone has room."""
+    return Markup(" ").join(Markup('<span class="name">{}</span>').format(word) if "-" in word and len(word) < 22
+                            else escape(word) for word in text.split(" "))

@@ -13,6 +13,8 @@ from hinny.study.rules import FAILED, NOT_SEEN, SEEN, UNCLEAR, percent
 
 SEEDS, TIMINGS, COUNTED = "seeds", "repeated timings", "counted"
 """What a measure's range is of."""
+LISTED = 6
+"""Models up to which a sentence names each."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ def _recall(table: Table) -> str:
     if not scores:
         return ""
     order = sorted(scores, key=lambda name: -scores[name].value)
-    listed = ", ".join(f"{table.label(name)} {percent(scores[name].value)}" for name in order)
+    named = order if len(order) <= LISTED else [*order[:3], order[-1]]
+    listed = ", ".join(f"{table.label(name)} {percent(scores[name].value)}" for name in named)
+    listed += f" (the best three of {len(order)}, and the last)" if named != order else ""
     if scores[order[0]].value < FAILED:
         return f"Recall of phone numbers was hardly learned by any model at this size: {listed} exactly right."
     return f"Phone numbers recalled exactly from prompts up to the training length: {listed}."
