@@ -224,27 +224,29 @@ def _points(axes: Axes, panel: Panel, front: list[tuple[float, float]]) -> None:
     top = axes.get_ylim()[1]
     steps = [(left, front[0][1]), *((x, y) for before, after in pairwise(front)
                                     for x, y in (before, (before[0], after[1]))), front[-1], (front[-1][0], top)]
-    axes.plot(*zip(*steps, strict=True), color=INK, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.5, zorder=1)
+    axes.plot(*zip(*steps, strict=True), color=INK, linewidth=1.0, linestyle=(0, (4, 3)), alpha=0.6, zorder=1)
     taken, spots, scale = [], [], 72 / axes.figure.dpi
     for series in panel.series:
-        (p,), colour = series.points, PALETTE[series.colour % len(PALETTE)]
+        (p,), colour = series.points, GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
         low, high = p.across or (p.x, p.x)
         axes.errorbar([p.x], [p.value], xerr=[[p.x - low], [high - p.x]], yerr=[[p.value - p.low], [p.high - p.value]],
-                      fmt=marker(series.colour), color=colour, markersize=6.5, markeredgewidth=0, elinewidth=1.1)
-        ends = axes.transData.transform([(low, p.value), (high, p.value), (p.x, p.low), (p.x, p.high), (p.x, p.value)])
-        (x0, y), (x1, _), (x, y0), (_, y1), _ = ([float(v) * scale for v in end] for end in ends)
+                      fmt=marker(series.colour), color=colour, markersize=4.5 if series.muted else 6.5,
+                      markeredgewidth=0, elinewidth=0.8 if series.muted else 1.1)
+        ends = axes.transData.transform([(low, p.value), (high, p.value), (p.x, p.low), (p.x, p.high)])
+        (x0, y), (x1, _), (x, y0), (_, y1) = ([float(v) * scale for v in end] for end in ends)
         taken += [(x0 - 3, y - 2, x1 + 3, y + 2), (x - 2, y0 - 2, x + 2, y1 + 2), (x - 5, y - 5, x + 5, y + 5)]
-        spots.append((x, y, series.label))
+        spots += [(x, y, series.label)] if series.label else []
     box = axes.get_window_extent()
     frame = ((box.x0 + 3) * scale, (box.y0 + 2) * scale, box.x1 * scale, (box.y1 + 6) * scale)
     inside = [axes.transData.transform(step) * scale for step in steps]
     line = [(min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
             for a, b in pairwise(inside)]
-    for series, (lx, ly, far) in zip(panel.series, place(spots, taken, line, frame, TEXT - 0.5), strict=True):
+    named = [series for series in panel.series if series.label]
+    for series, (lx, ly, far) in zip(named, place(spots, taken, line, frame, TEXT - 0.5), strict=True):
         colour = PALETTE[series.colour % len(PALETTE)]
         arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3} if far else None
-        axes.annotate(series.label, (series.points[0].x, series.points[0].value), xytext=(lx, ly), textcoords="figure points", color=colour, fontsize=TEXT - 0.5, ha="left",
-                      va="center", arrowprops=arrow)
+        axes.annotate(series.label, (series.points[0].x, series.points[0].value), xytext=(lx, ly), color=colour,
+                      textcoords="figure points", fontsize=TEXT - 0.5, ha="left", va="center", arrowprops=arrow)
 
 
 def apart(heights: list[float], gap: float) -> list[float]:

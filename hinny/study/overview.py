@@ -132,7 +132,8 @@ def overview(table: Table) -> Plot | None:
         shown = [(k, what, shape, replace(panel, across=(low / room, high * room), ticks=ticks(every)))
                  if k == kind and len(same) > 1 else (k, what, shape, panel) for k, what, shape, panel in shown]
     panels = [_thinned(panel) for *_, panel in shown]
-    figures = [f for _, what, shape, _ in shown for f in table.find(what, None, **shape) if f.variant in models(table, what)]
+    figures = [f for _, what, shape, _ in shown for f in table.find(what, None, **shape)
+               if f.variant in models(table, what)]
     hidden = len(table.about["recipes"]) > MANY
     grey = " In colour the best three of each plot and the last; all are named in the figures below." if hidden else ""
     seeds = [f for f in figures if f.what not in ("decode", "state_bytes")]

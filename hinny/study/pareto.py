@@ -10,6 +10,8 @@ from hinny.study.draw import Panel, Point, Series
 from hinny.study.figures import Plot, colour, limits, seeds_note
 from hinny.study.summary import Score, mean, said
 
+MANY = 8
+"""Models up to which every point has its name."""
 NAMED = 4
 """Models that a sentence has room for."""
 WIDE = 4.0
@@ -50,16 +52,18 @@ def pareto(table: Table) -> Plot | None:
     shown = [(title, x, *found) for title, x, pick in parts if len((found := _spots(table, pick))[0]) > 1]
     if not shown:
         return None
-    series = [[Series(table.label(s.name), [Point(s.speed.value, s.loss.value, s.loss.low, s.loss.high, across=(
-        s.speed.low, s.speed.high))], colour(table, s.name)) for s in spots] for _, _, spots, _ in shown]
+    series = [_named(table, spots) for _, _, spots, _ in shown]
     bounds = limits(series, pad=0.12)
     panels = [_panel(title, x, spots, lines, bounds) for (title, x, spots, _), lines in zip(shown, series, strict=True)]
     figures = list({id(f): f for *_, used in shown for f in used}.values())
     losses = [f for f in figures if f.what == "held_out_loss"]
     note = seeds_note(losses).partition(".")[0] if {f.seeds for f in losses} == {1} else "upright bars span the seeds"
     told = " ".join(_sentence(table, title, spots) for title, _, spots, _ in shown)
+    grey = " In grey, without a name: beaten on both beyond all ranges." if any(
+        one.muted for part in series for one in part) else ""
     caption = ("Held-out loss (lower is better) against tokens per second (more is better): the lower right is best. "
-               f"The broken line is the Pareto front of the means. {told} Level bars span repeated timings, {note}.")
+               f"The broken line is the Pareto front of the means. {told} Level bars span repeated timings, {note}."
+               f"{grey}")
     return Plot("pareto", "Quality against speed", caption, panels, figures)
 
 
@@ -72,6 +76,15 @@ def _spots(table: Table, pick: Callable[[str], list[Figure]]) -> tuple[list[Spot
             spots.append(Spot(name, mean(speed), mean(loss)))
             used += [*loss, *speed]
     return spots, used
+
+
+def _named(table: Table, spots: list[Spot]) -> list[Series]:
+    """A point for each spot; where there are many those that are clearly beaten are grey and have no name."""
+    kept = unbeaten(spots) if len(spots) > MANY else spots
+    series = [Series(table.label(s.name) if s in kept else "", [Point(
+        s.speed.value, s.loss.value, s.loss.low, s.loss.high, across=(s.speed.low, s.speed.high))],
+        colour(table, s.name), muted=s not in kept) for s in spots]
+    return sorted(series, key=lambda one: not one.muted)
 
 
 def _panel(title: str, x: str, spots: list[Spot], series: list[Series], bounds: tuple[float, float]) -> Panel:
@@ -97,5 +110,5 @@ def _sentence(table: Table, title: str, spots: list[Spot]) -> str:
     near = [s.name for s in unbeaten(spots) if s.name not in best]
     told = said(table, best) if len(best) <= NAMED else (
         f"{len(best)} of {len(spots)} models, from {table.label(best[0])} to {table.label(best[-1])}")
-    more = f"; with their ranges {said(table, near) if len(near) <= NAMED else f'{len(near)} others'} may belong to it"
-    return f"{title}: {told}{more if near else ''}."
+    others = said(table, near) if 0 < len(near) <= NAMED else f"{len(near)} others"
+    return f"{title}: {told}{f'; with their ranges {others} may belong to it' if near else ''}."
