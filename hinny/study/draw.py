@@ -102,7 +102,7 @@ def draw(panel: Panel) -> str:
     high = max(HEIGHT if panel.title else HEIGHT + ABOVE - BARE, LINE * (len(labels) + 1))
     side = max([SIDE, *(text_width(label, TEXT - 0.5) + 0.3 for label in labels)])
     if panel.front is not None:
-        side, high = 0.1, max(high, 2.5, 1.2 + LINE * len(labels))
+        side, high = 0.1, max(high, 2.5, 1.2 + LINE * min(len(panel.series), 14))
     width = max(WIDTH, LEFT + NARROW + side)
     tall = BOTTOM + high + (ABOVE if panel.title else BARE)
     with matplotlib.rc_context(RC):

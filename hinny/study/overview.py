@@ -39,28 +39,30 @@ class Tile:
 
 @dataclass(frozen=True)
 class _Clause:
-    key: str
+    """What the headline tells of a measure, or of several with the same outcome."""
+
     weight: int
     """Lower is told first where there is no room for all."""
-    winner: str
-    text: str
+    subject: str
+    """Who; the same subject and verb are told once."""
+    verb: str
+    topics: tuple[str, ...]
+    rest: str = ""
 
 
 def headline(table: Table, lines: list[Line]) -> str:
     """Who won what, in one sentence that says so where seeds or timings do not decide; "" without figures."""
-    clauses = [clause for key in WORDS for line in lines
-               if line.measure.key == key and len(line.scores) > 1 for clause in [_clause(table, line)]]
-    # text always, then what has one winner, then what was not learned, then what does not tell the models apart
-    kept = sorted(clauses, key=lambda c: (c.key != "text", c.weight))[:CLAUSES]
-    parts: list[str] = []
-    last = ""
-    for clause in sorted(kept, key=lambda c: list(WORDS).index(c.key)):
-        if clause.winner and clause.winner == last:
-            parts[-1] += f" and {clause.text.removeprefix(table.label(last)).strip()}"
-        else:
-            parts.append(clause.text)
-        last = clause.winner
-    text = "; ".join(parts)
+    by_key = {line.measure.key: line for line in lines if len(line.scores) > 1}
+    clauses: dict[tuple[str, str, str], _Clause] = {}
+    for one in (_clause(table, by_key[key]) for key in WORDS if key in by_key):
+        like = (one.subject, one.verb, one.rest)
+        known = clauses.get(like)
+        clauses[like] = replace(known, topics=known.topics + one.topics) if known else one
+    # text first, then what has one winner, then what was not learned, then what does not tell the models apart
+    order = list(clauses.values())
+    kept = sorted(order, key=lambda clause: (clause is not order[0] or "text" not in by_key, clause.weight))[:CLAUSES]
+    text = "; ".join(" ".join(filter(None, (one.subject, one.verb, " and ".join(one.topics)))) + one.rest
+                     for one in sorted(kept, key=order.index))
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
@@ -68,17 +70,17 @@ def _clause(table: Table, line: Line) -> _Clause:
     key, scores = line.measure.key, line.scores
     wins, topic = WORDS[key]
     best = leaders(scores, line.measure.lower)
-    single = key in ("text", "recall") and {f.seeds for f in line.figures} == {1}
+    # a speed or a size does not depend on the seed
+    single = " (one seed)" if key in ("text", "recall") and {f.seeds for f in line.figures} == {1} else ""
     if key == "recall" and max(s.value for s in scores.values()) < FAILED:
-        return _Clause(key, 1, "", "none learned to recall phone numbers")
+        return _Clause(1, "none", "learned to recall phone numbers", (), single)
     if not best:
-        return _Clause(key, 3, "", f"{topic} does not tell the models apart")
+        return _Clause(3, topic, "does not tell the models apart", (), single)
     if len(best) == 1:
-        return _Clause(key, 0, best[0], f"{table.label(best[0])} {wins}{' (one seed)' if single else ''}")
+        return _Clause(0, table.label(best[0]), "", (wins + single,))
     rest = [name for name in scores if name not in best]
     who = said(table, best) if len(best) <= NAMED else f"{len(best)} of {len(scores)} models"
-    ahead = f", ahead of {said(table, rest)}" if len(rest) == 1 else ""
-    return _Clause(key, 2, "", f"{who} tie on {topic}{ahead}{' (one seed)' if single else ''}")
+    return _Clause(2, who, "tie on", (topic,), (f", ahead of {said(table, rest)}" if len(rest) == 1 else "") + single)
 
 
 def tiles(table: Table, lines: list[Line]) -> list[Tile]:

@@ -153,5 +153,5 @@ def cell(text: str) -> str:
 
 def whole(text: str) -> Markup:
     """Text of a page whose names with hyphens are not broken at the end of a line, as far as a phone has room."""
-    return Markup(" ").join(Markup('<span class="name">{}</span>').format(word) if "-" in word and len(word) < 22
+    return Markup(" ").join(Markup('<span class="name">{}</span>').format(word) if "-" in word and len(word) < 20
                             else escape(word) for word in text.split(" "))
