@@ -192,7 +192,7 @@ def _mark(axes: Axes, panel: Panel, x: float, words: str) -> None:
 
     def covered(side: int, up: float) -> tuple[float, float]:
         left, top = (at if side > 0 else at - wide), box.y0 + up * box.height
-        if left < box.x0 or left + wide > box.x1 + 40 * points:
+        if left < box.x0 or left + wide > box.x1 + 4 * points:
             return float("inf"), 0.0
         inside = sum(left <= px <= left + wide and top - high <= py <= top + 2 * points for px, py in sampled)
         return inside, -up - 0.01 * side

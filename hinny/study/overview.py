@@ -20,7 +20,7 @@ WORDS = {"text": ("predicts held-out text best", "held-out text"), "recall": ("r
          "decode": ("decodes fastest", "decode speed"), "memory": ("carries the least memory", "memory")}
 """Measure → what its only winner does, and its name."""
 ORDER = ("text", "recall", "decode", "memory", "beyond", "pairs", "copying", "training")
-"""Measures by importance: the first four that the study has become tiles."""
+"""Measures by importance."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,16 @@ class _Clause:
     verb: str
     topics: tuple[str, ...]
     rest: str = ""
+    names: tuple[str, ...] = ()
+    """The recipes meant: "7 of 20 models" may be others of another measure."""
 
 
 def headline(table: Table, lines: list[Line]) -> str:
     """Who won what, in one sentence that says so where seeds or timings do not decide; "" without figures."""
     by_key = {line.measure.key: line for line in lines if len(line.scores) > 1}
-    clauses: dict[tuple[str, str, str], _Clause] = {}
+    clauses: dict[tuple[object, ...], _Clause] = {}
     for one in (_clause(table, by_key[key]) for key in WORDS if key in by_key):
-        like = (one.subject, one.verb, one.rest)
+        like = (one.subject, one.verb, one.rest, one.names)
         known = clauses.get(like)
         clauses[like] = replace(known, topics=known.topics + one.topics) if known else one
     # text first, then what has one winner, then what was not learned, then what does not tell the models apart
@@ -80,13 +82,16 @@ def _clause(table: Table, line: Line) -> _Clause:
         return _Clause(0, table.label(best[0]), "", (wins + single,))
     rest = [name for name in scores if name not in best]
     who = said(table, best) if len(best) <= NAMED else f"{len(best)} of {len(scores)} models"
-    return _Clause(2, who, "tie on", (topic,), (f", ahead of {said(table, rest)}" if len(rest) == 1 else "") + single)
+    ahead = f", ahead of {said(table, rest)}" if len(rest) == 1 else ""
+    return _Clause(2, who, "tie on", (topic,), ahead + single, tuple(best))
 
 
 def tiles(table: Table, lines: list[Line]) -> list[Tile]:
-    """The best model's number of the most important measures."""
+    """The best model's number of the most important measures: text and recall, then what tells the models apart."""
     by_key = {line.measure.key: line for line in lines if len(line.scores) > 1}
-    return [_tile(table, by_key[key]) for key in ORDER if key in by_key][:TILES]
+    same = {key for key, line in by_key.items() if not leaders(line.scores, line.measure.lower)}
+    order = sorted((key for key in ORDER if key in by_key), key=lambda key: key in same - {"text", "recall"})
+    return [_tile(table, by_key[key]) for key in order[:TILES]]
 
 
 def _tile(table: Table, line: Line) -> Tile:

@@ -69,6 +69,19 @@ def test_one_winner_of_two_things_is_named_once(table: Table) -> None:
     assert said(table).count("tie on") == 2
 
 
+def test_ties_of_as_many_other_models_are_not_one_tie(study_folder: Path, table: Table, tmp_path: Path) -> None:
+    many(study_folder, tmp_path / "many", [f"v{i}" for i in range(12)])
+    study = read_table(tmp_path / "many")
+    first, last = ({f"v{i}" for i in part} for part in (range(6), range(6, 12)))
+    ranks = {"decode": first, "state_bytes": last}
+    figures = [dataclasses.replace(f, value=v, low=v, high=v) for f in study.figures if f.what in ranks
+               for v in [1.0 if (f.variant in ranks[f.what]) == (f.what == "state_bytes") else 2.0]]
+    assert said(Table(figures, study.about)) == "6 of 12 models tie on decode speed; 6 of 12 models tie on memory."
+    same = [dataclasses.replace(f, value=3 - f.value, low=3 - f.low, high=3 - f.high) if f.what == "decode" else f
+            for f in figures]
+    assert said(Table(same, study.about)) == "6 of 12 models tie on decode speed and memory."
+
+
 def test_without_figures_there_is_no_headline(table: Table) -> None:
     empty = Table([], table.about)
     assert (said(empty), tiles(empty, columns(empty)), overview(empty)) == ("", [], None)
@@ -171,3 +184,10 @@ def test_names_with_signs_of_markup_stay_text(study_folder: Path, table: Table, 
     markdown = (tmp_path / "odd" / "report.md").read_text()
     assert "| a&lt;i>b&lt;/i>\\|c&amp;d | plain |" in markdown
     assert whole("x-<b> y") == '<span class="name">x-&lt;b&gt;</span> y'
+
+
+def test_a_measure_that_all_models_have_alike_gives_way_to_one_that_tells_them_apart(table: Table) -> None:
+    alike = dict.fromkeys(("transformer", "mamba", "mamba2", "hybrid"), (500.0, 500.0, 500.0))
+    study = changed(table, "decode", **alike)
+    assert [tile.title for tile in tiles(study, columns(study))] == [
+        "Held-out loss", "Phonebook up to 256 tokens", "State and cache at 4,096", "Phonebook beyond 256"]
