@@ -122,8 +122,8 @@ def _caches(table: Table, ours: dict[str, str]) -> list[Entry]:
     layers = [recipe["pattern"].count("*") for recipe in about]
     heads = [recipe["kv_heads"] for recipe in about]
     entries = [Entry("Keys and values of a token", f"{in_bytes(base[0])} Transformer, {in_bytes(hybrid[0])} hybrid",
-                     f"{layers[0]} attention layers of {heads[0]} key/value heads; {layers[1]} of {heads[1]}",
-                     NONE, "–")]
+                     f"{layers[0]} attention layers of {heads[0]} key/value heads in the Transformer, {layers[1]} of "
+                     f"{heads[1]} in the hybrid", NONE, "–")]
     grouped = ratio * heads[1] / heads[0]
     told = f"the ratio of speeds tends to that of the caches: {ratio:.0f}× with this Transformer"
     if heads[0] != heads[1]:
