@@ -136,8 +136,9 @@ def overview(table: Table) -> Plot | None:
         every = [one for _, _, _, panel in same for one in panel.series]
         low, high = min(p.x for s in every for p in s.points), max(p.x for s in every for p in s.points)
         room = (high / low) ** 0.04
-        shown = [(k, what, shape, replace(panel, across=(low / room, high * room), ticks=ticks(every)))
-                 if k == kind and len(same) > 1 else (k, what, shape, panel) for k, what, shape, panel in shown]
+        if len(same) > 1 and high > low:
+            shown = [(k, what, shape, replace(panel, across=(low / room, high * room), ticks=ticks(every)))
+                     if k == kind else (k, what, shape, panel) for k, what, shape, panel in shown]
     panels = [_thinned(panel) for *_, panel in shown]
     figures = [f for _, what, shape, _ in shown for f in table.find(what, None, **shape)
                if f.variant in models(table, what)]

@@ -57,6 +57,13 @@ def test_what_nobody_learned_is_said_so(table: Table) -> None:
     assert "none learned to recall phone numbers" in said(changed(table, "phonebook.exact", **nothing))
 
 
+def test_one_length_alone_is_drawn_without_a_fault(table: Table) -> None:
+    some = [f for f in table.figures if f.shape.get("context", "64") == "64" and f.shape.get("length", "256") == "256"]
+    plot = overview(Table(some, table.about))
+    assert plot is not None
+    assert all("<svg" in draw(panel) for panel in plot.panels)
+
+
 def test_one_seed_is_called_one_seed(table: Table) -> None:
     single = Table([dataclasses.replace(f, seeds=1) for f in table.figures], table.about)
     assert said(single).startswith("Mamba-2-Hybrid predicts held-out text best (one seed);")
