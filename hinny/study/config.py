@@ -14,6 +14,7 @@ from hinny.errors import ConfigError
 from hinny.study import tasks as asked
 from hinny.study.longer import ExtendConfig, Extension, ExtensionConfig, extensions, resolved
 from hinny.study.match import FitConfig, FittedConfig, Measure, check_matched, fitted, measured
+from hinny.study.text import PrepareConfig
 from hinny.study.vary import Variant, VaryConfig, variants
 
 Positive = Annotated[int, Field(gt=0)]
@@ -22,28 +23,6 @@ SHARED = ("data", "optim", "train")
 """Sections of a recipe that a fair comparison keeps equal."""
 ALWAYS_DIFFER = ("train.seed", "data.path")
 """Keys that the study itself sets, one run at a time."""
-
-
-class PrepareConfig(Section):
-    """The text; without text or jsonl, the Python standard library's sources and documentation.
-
-    The tokenizer learnt from it has the recipes' model.vocab_size.
-    """
-
-    text: Annotated[list[str], Field(min_length=1)] | None = None
-    """Files and folders, a document a file."""
-    jsonl: str | None = None
-    field: str | None = None
-    """Name of the text in a line of jsonl."""
-    max_bytes: Positive | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> PrepareConfig:
-        if self.text and self.jsonl:
-            raise ValueError("text and jsonl exclude each other; remove one.")
-        if bool(self.jsonl) != bool(self.field):
-            raise ValueError("jsonl and field belong together: field names the text in each line.")
-        return self
 
 
 class EvalConfig(Section):

@@ -18,6 +18,7 @@ import tomli_w
 from hinny.config import Recipe, read_toml
 from hinny.errors import ConfigError, RunError
 from hinny.run import Run, write_atomically
+from hinny.study import text
 from hinny.study.config import StudyConfig, flatten, load_extensions, named_sources
 from hinny.study.longer import Extension, resolved
 from hinny.study.tasks import Asking, asked_anew, askings, commas, is_asked
@@ -26,7 +27,7 @@ GENERATE_FILE, TRAIN_FILE = "generate", "train"
 """Names in RUN/results of what `hinny bench generate` and `hinny bench train` write; an eval's is its task's."""
 
 PROGRAM = (sys.executable, "-m", "hinny")
-NO_MATTER = ("jobs", "description")
+NO_MATTER = ("jobs", "description", "prepare.workers")
 """Keys that no figure depends on."""
 MAY_GROW = ("seeds", "extend", "vary")
 """Lists to which a later start in the same folder may add: what is there keeps its place and its figures."""
@@ -118,17 +119,9 @@ def stages(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout, core
 
 
 def _prepare(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> Job:
-    prepare = config.prepare
     (vocab_size,) = {recipe.model.vocab_size for recipe in recipes.values()}
-    argv = ["prepare", str(layout.data)]
-    for path in prepare.text or ():
-        argv += ["--text", path]
-    for option, value in (("--jsonl", prepare.jsonl), ("--field", prepare.field), ("--vocab-size", vocab_size),
-                          ("--max-bytes", prepare.max_bytes)):
-        if value is not None:
-            argv += [option, str(value)]
-    if any(recipe.data.synthetic for recipe in recipes.values()):
-        argv.append("--recall-words")
+    argv = text.command(config.prepare, layout.data, vocab_size,
+                        recall_words=any(recipe.data.synthetic for recipe in recipes.values()))
     # always: only reading the text tells whether it is still the one that the data folder was made from
     return Job("prepare", tuple(argv), (layout.data / "data.json").is_file, layout.logs / "prepare.log", always=True)
 
