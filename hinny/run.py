@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -30,6 +31,11 @@ from hinny.config import Recipe, read_toml, to_toml, validate
 from hinny.errors import RunError
 
 PACKAGE = Path(__file__).parent
+
+
+def weights_print(meta: dict[str, Any]) -> str:
+    """What tells the weights of a checkpoint, by its meta.json, from all others: the sha256 of its files' sums."""
+    return hashlib.sha256(json.dumps(meta["files"], sort_keys=True).encode()).hexdigest()
 
 
 class Run:

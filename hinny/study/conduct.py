@@ -17,7 +17,8 @@ from hinny.run import command_line, row, write_atomically
 from hinny.study.collect import read_table
 from hinny.study.config import PredictConfig, load_recipes, load_study
 from hinny.study.execute import run_stage
-from hinny.study.plan import Layout, Stage, claim_folder, stages
+from hinny.study.folder import claim_folder
+from hinny.study.plan import Layout, Stage, stages
 from hinny.study.progress import Display
 from hinny.study.report import report
 from hinny.study.summary import columns
