@@ -15,7 +15,7 @@ from hinny.data.mix import Batch, heldout_batches
 from hinny.errors import ConfigError, DataError
 from hinny.evals.options import EvalOptions
 from hinny.infer.engine import Engine
-from hinny.run import row
+from hinny.run import row, shape_word
 
 ROWS_AT_ONCE = 16
 TOKENS_AT_ONCE = 16_384
@@ -34,8 +34,9 @@ def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
         raise ConfigError(f"{engine.run.path}: its recipe names no data.path, so there is no held-out text.")
     for place, folder in enumerate(folders):
         check_data(engine, folder, place)
+    several = len(folders) > 1
     return [found for folder in folders
-            for found in _folder_rows(engine, options, folder, f" folder={folder}" if len(folders) > 1 else "")]
+            for found in _folder_rows(engine, options, folder, f" folder={shape_word(folder)}" if several else "")]
 
 
 def _folder_rows(engine: Engine, options: EvalOptions, folder: str, suffix: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from hinny.evals.positions import SEQUENCES, loss_row
 from hinny.infer.engine import Engine
 from hinny.infer.reading.losses import TOKENS_AT_ONCE, losses
 from hinny.infer.reading.requests import Progress
+from hinny.run import shape_word
 
 
 def window_loss(engine: Engine, options: EvalOptions, progress: Progress | None = None) -> list[dict[str, Any]]:
@@ -42,7 +43,7 @@ def window_loss(engine: Engine, options: EvalOptions, progress: Progress | None 
                               f"needs one more than that; give --lengths {max(shard.n_tokens - 1, 1)} or less, or "
                               "prepare more text.")
         tokens = shard.tokens(0, n * longest + 1)
-        suffix = f" folder={path}" if len(folders) > 1 else ""
+        suffix = f" folder={shape_word(path)}" if len(folders) > 1 else ""
         for length in lengths:
             # a window's last target is the first token of the next one
             texts = np.stack([tokens[i:i + length + 1] for i in range(0, n * longest, length)])

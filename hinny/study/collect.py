@@ -14,6 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from hinny import counts, pattern
 from hinny.config import ModelConfig, Recipe, load_recipe, read_toml, to_toml, validate
@@ -101,8 +102,8 @@ def family(model: ModelConfig) -> str:
 
 
 def parse_shape(shape: str) -> dict[str, str]:
-    """"form=standard length=256" as a dictionary."""
-    return dict(item.split("=", 1) for item in shape.split())
+    """"form=standard length=256" as a dictionary; values as they were before hinny.run.shape_word."""
+    return {key: unquote(value) for key, value in (item.split("=", 1) for item in shape.split())}
 
 
 def read_table(study: Path) -> Table:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hinny.errors import RunError
@@ -23,10 +25,12 @@ HEATS = (("phonebook_depth.exact", "Phonebook by depth", "Phone numbers recalled
           "and by where in the book the entry stands (0: first, 100: last)."),
          ("niah-depth.string_match_all_by_depth", "Needle in a haystack by depth", "RULER's single needle, by the "
           "length of the prompt and by where in the text it stands."))
-SHORT = (("window_loss", "length", "Loss at the base's length", "{:.3f}"),
-         ("phonebook.exact", None, "Phonebook up to it, exact", "{:.0%}"),
-         ("copy.accuracy", None, "Copying up to it", "{:.0%}"),
-         ("mqar.accuracy", None, "Multi-query recall", "{:.0%}"))
+SHORT: tuple[tuple[str, Callable[[Figure, int], bool], str, str], ...] = (
+    ("window_loss", lambda f, base: f.number("length") == base, "Loss at the base's length", "{:.3f}"),
+    ("phonebook.exact", lambda f, base: f.number("length") <= base, "Phonebook up to it, exact", "{:.0%}"),
+    ("copy.accuracy", lambda f, base: f.number("length") <= base, "Copying up to it", "{:.0%}"),
+    ("mqar.accuracy", lambda f, base: True, "Multi-query recall", "{:.0%}"))
+"""Figure, which of its rows count beside the base's length, title, form."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def _content(found: dict[str, Any]) -> dict[str, Any]:
         *(_lines(sides, trained, *loss) for loss in LOSSES), _norms(sides, trained)) if panels]
     return {"run": found["run"], "trained": trained, "base_length": base, "base": found["base"],
             "no_base": found["no_base"], "lost": _lost(sides, base), "plots": plots, "heats": _heats(sides),
-            "made_by": provenance(figures), "percent": percent}
+            "made_by": provenance(figures), "percent": percent, "rows_of": _rows}
 
 
 def _figure(row: dict[str, Any]) -> Figure:
@@ -78,10 +82,12 @@ def _lines(sides: dict[str, list[Figure]], trained: int, what: str, axis: str, t
            caption: str) -> tuple[str, list[Panel], str]:
     series = []
     for place, (side, figures) in enumerate(sides.items()):
-        line = sorted((f for f in figures if f.what == what and axis in f.shape), key=lambda f: f.number(axis))
-        if line:
+        found = [f for f in figures if f.what == what and axis in f.shape]
+        for folder in dict.fromkeys(f.shape.get("folder", "") for f in found):
+            line = sorted((f for f in found if f.shape.get("folder", "") == folder), key=lambda f: f.number(axis))
             points = [Point(max(1, f.number(axis)), f.value, f.low, f.high) for f in line]
-            series.append(Series(side, points, place))
+            # of a blend a line for each folder
+            series.append(Series(f"{side}, {Path(folder).name}" if folder else side, points, place))
     panel = Panel("", f"{axis}, tokens", "nats/token", series, log_x=True, mark=(trained, "extended to"))
     return title, [panel] if series else [], f"{caption} Lower is better; bands are 95 % intervals over sequences."
 
@@ -121,18 +127,31 @@ def _heats(sides: dict[str, list[Figure]]) -> list[tuple[str, str, list[Heat]]]:
 
 
 def _lost(sides: dict[str, list[Figure]], base: int) -> list[tuple[str, list[str]]]:
-    """Line by line what short tasks say of each side, and the difference."""
+    """Line by line what short tasks say of each side, and the difference; of a blend a line for each folder.
+
+    Means over what all sides were asked; the loss has its line also where it was not asked.
+    """
     lines = []
-    for what, axis, title, form in SHORT:
-        means = []
-        for figures in sides.values():
-            values = [f.value for f in figures if f.what == what and (axis is None or f.number(axis) == base)]
-            means.append(sum(values) / len(values) if values else None)
-        if any(mean is not None for mean in means):
+    for what, counts, title, form in SHORT:
+        found = [{tuple(sorted(f.shape.items())): f for f in figures if f.what == what and counts(f, base)}
+                 for figures in sides.values()]
+        shared = [shape for shape in (found[0] if found else {}) if all(shape in side for side in found)]
+        folders = list(dict.fromkeys(dict(shape).get("folder", "") for shape in shared))
+        for folder in folders or ([""] if what == "window_loss" and sides else []):
+            means = [fmean(values) if (values := [side[shape].value for shape in shared
+                                                  if dict(shape).get("folder", "") == folder]) else None
+                     for side in found]
             cells = ["–" if mean is None else form.format(mean) for mean in means]
             if len(means) == 2:
                 one, two = means
                 signed = form.replace("{:", "{:+")
                 cells.append("–" if one is None or two is None else signed.format(two - one))
-            lines.append((title, cells))
+            lines.append((f"{title}, {Path(folder).name}" if folder else title, cells))
     return lines
+
+
+def _rows(panel: Panel) -> list[tuple[int, list[str]]]:
+    """The panel's points as lines of a table: x, and the value of each series there."""
+    places = sorted({point.x for series in panel.series for point in series.points})
+    values = [{point.x: f"{point.value:.4g}" for point in series.points} for series in panel.series]
+    return [(int(x), [one.get(x, "–") for one in values]) for x in places]

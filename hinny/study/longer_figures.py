@@ -43,8 +43,8 @@ def changes(table: Table) -> list[Change]:
 
 
 def sentence(table: Table) -> str:
-    """Which method gained most for each model at the longest extension, and how well it recalls there."""
-    parts, longest = [], 0
+    """Which method gained most for each model at its longest extension, and how well it recalls there."""
+    parts = []
     for recipe in table.about["recipes"]:
         at = [(factor, length, method) for method, pairs in methods(table, recipe).items() for factor, length in pairs]
         if not at:
@@ -56,8 +56,13 @@ def sentence(table: Table) -> str:
         best = max(found, key=lambda figure: figure.value)
         recall = table.one("extended.long_recall", recipe, factor=factor, method=best.shape["method"])
         book = "" if recall is None else f", {percent(recall.value)} of the longer recall right"
-        parts.append(f"{table.label(recipe)} {best.value:+.3f} nats/token ({best.shape['method']}{book})")
-    return f"Extended to {longest:,} tokens, gained by the longer context: {'; '.join(parts)}." if parts else ""
+        parts.append((longest, f"{table.label(recipe)} {best.value:+.3f} nats/token ({best.shape['method']}{book})"))
+    if not parts:
+        return ""
+    if len({length for length, _ in parts}) > 1:
+        told = "; ".join(f"at {length:,} tokens {text}" for length, text in parts)
+        return f"Extended, gained by the longer context: {told}."
+    return f"Extended to {parts[0][0]:,} tokens, gained by the longer context: {'; '.join(text for _, text in parts)}."
 
 
 def _text(figure: Figure | None, form: str) -> str:

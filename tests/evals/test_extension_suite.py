@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from hinny.data.folder import DataFolder
 from hinny.data.prepare import prepare
 from hinny.errors import ConfigError
 from hinny.evals import EvalOptions, evaluate
+from hinny.evals.extension import NEEDLES, Lengths, extension
+from hinny.evals.made import DepthTask, MadeTask, _Found
 from hinny.evals.norms import state_norms
 from hinny.evals.recall import DEPTHS, phonebook_depths
 from hinny.infer.engine import Engine
@@ -181,3 +184,72 @@ def test_a_run_without_a_base_and_one_whose_base_is_gone_are_asked_alone(
     evaluate(tmp_path / "long", suite="extension", options=EvalOptions(samples=1))
     assert "gone" in found(Run(tmp_path / "long"))["no_base"]
     assert "Nothing to compare with" in report(tmp_path / "long").with_suffix(".md").read_text()
+
+
+def test_a_base_that_is_not_what_the_run_began_with_any_more_is_not_compared(
+        runs: dict[str, Run], tmp_path: Path) -> None:
+    shutil.copytree(runs["base"].path, tmp_path / "base")
+    shutil.copytree(runs["long"].path, tmp_path / "long")
+    for file in (tmp_path / "long" / "checkpoints").glob("*/meta.json"):
+        file.write_text(file.read_text().replace(str(runs["base"].path), str(tmp_path / "base")))
+
+    def told() -> str:
+        evaluate(tmp_path / "long", suite="extension", options=EvalOptions(samples=1))
+        return str(found(Run(tmp_path / "long"))["no_base"])
+
+    assert told() == ""
+    # another training to the same step
+    recipe = load_recipe("tiny-hybrid", [*SMALL["hybrid"], "train.seq_len=128", "train.seed=77"])
+    other = train(recipe, tmp_path / "other", data=runs["base"].recipe.data.path)
+    shutil.rmtree(tmp_path / "base" / "checkpoints")
+    shutil.copytree(other.checkpoints, tmp_path / "base" / "checkpoints")
+    assert "has other weights at step 2 than the run began with" in told()
+    more = [*SMALL["hybrid"], "train.seq_len=128", "train.steps=4", "train.save_every=4"]
+    shutil.rmtree(tmp_path / "base")
+    train(load_recipe("tiny-hybrid", more), tmp_path / "base", data=runs["base"].recipe.data.path)
+    assert "is at step 4, and the run began with step 2 of it" in told()
+
+
+def test_the_base_is_asked_for_numbers_of_as_many_digits_as_the_run(runs: dict[str, Run], tmp_path: Path) -> None:
+    recipe = load_recipe("tiny-hybrid", [*SMALL["hybrid"], "train.seq_len=256", f"init.from={runs['base'].path}",
+                                         "data.synthetic.phonebook_digits=7"])
+    train(recipe, tmp_path / "seven", data=str(runs["long"].recipe.data.path))
+    evaluate(tmp_path / "seven", suite="extension", options=EvalOptions(samples=1))
+    content = found(Run(tmp_path / "seven"))
+    for side in ("before", "after"):
+        asked = [row["shape"] for row in content[side] if row["what"] in ("phonebook.exact", "phonebook_depth.exact")]
+        assert asked
+        assert all(shape.endswith("digits=7") for shape in asked), side
+
+
+def test_a_base_whose_length_divides_no_window_is_said_to_be_left_out(
+        runs: dict[str, Run], caplog: pytest.LogCaptureFixture) -> None:
+    assert Lengths(6000, 4096).table()["window-loss"] == (6000, 12000, 24000)
+    asked: list[Lengths] = []
+    with caplog.at_level(logging.WARNING, logger="hinny.evals"):
+        runs["long"].path.joinpath("recipe.toml").write_text((kept := (runs["long"].path / "recipe.toml").read_text())
+                                                             .replace("seq_len = 256", "seq_len = 144"))
+        try:
+            extension(runs["long"].path, EvalOptions(), lambda run, lengths, options: asked.append(lengths) or [])
+        finally:
+            (runs["long"].path / "recipe.toml").write_text(kept)
+    assert asked[0] == Lengths(144, 128)
+    assert "windows of the base's 128 tokens is not asked" in caplog.text
+
+
+def test_needles_are_told_by_the_fifth_of_the_text_that_they_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MadeTask, "_rows", lambda *_: [])
+    task = object.__new__(DepthTask)
+    task.name, task.metrics = "niah-depth", ("found",)
+    subject: Any = SimpleNamespace(recipe=SimpleNamespace(name="r"), accelerator=None)
+    depths = [0.0, 0.1, 0.25, 0.5, 0.99, 1.0, None]
+    rows = task._rows(subject, 512, _Found(scores=[{"found": s} for s in (1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0)],
+                                           texts=list(range(7)), depths=depths))
+    assert {row["shape"]: row["value"] for row in rows} == {
+        "length=512 depth=10 n=2": 0.5, "length=512 depth=30 n=1": 1.0, "length=512 depth=50 n=1": 0.0,
+        "length=512 depth=90 n=2": 0.5}
+
+
+def test_the_suite_asks_as_many_needles_as_the_page_says() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    assert f"{NEEDLES} needles" in " ".join(told.split())

@@ -12,14 +12,11 @@ import pytest
 from hinny.config import load_recipe
 from hinny.errors import ConfigError, RunError
 from hinny.run import Run, row, weights_print
-from hinny.study import longer_rules
-from hinny.study.collect import Figure, Table, describe
 from hinny.study.config import load_extensions, load_recipes, load_study
 from hinny.study.folder import claim_folder
 from hinny.study.gains import extended_rows
 from hinny.study.longer import Extension
 from hinny.study.plan import Layout, stages
-from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 
 STUDY = """
 description = "Two models, extended."
@@ -218,67 +215,6 @@ def test_gains_and_losses_are_differences_to_the_base_of_the_seed() -> None:
     assert found["extended.long_recall"]["value"] == 0.5
     assert found["extended.short_recall"]["value"] == 0.0
     assert found["extended.window_loss"]["shape"] == "length=512 sequences=2 method=plain factor=2"
-
-
-def table(*figures: Figure) -> Table:
-    recipes = {name: describe(load_recipe(name)) for name in ("30m-transformer", "30m-hybrid", "30m-hybrid-rope")}
-    extensions = [{"recipe": name, "method": method, "factor": 4, "length": 4096}
-                  for name, method in (("30m-transformer", "plain"), ("30m-transformer", "yarn"),
-                                       ("30m-hybrid", "plain"), ("30m-hybrid-rope", "plain"))]
-    return Table(list(figures), {"recipes": recipes, "predicted": {}, "extensions": extensions})
-
-
-def figure(what: str, variant: str, low: float, high: float, seeds: int = 2, **shape: object) -> Figure:
-    told = {"method": "plain", "factor": 4, **shape}
-    return Figure(f"extended.{what}", variant, {key: str(value) for key, value in told.items()}, (low + high) / 2, low,
-                  high, "", seeds, "hinny eval", "c", "m")
-
-
-def losses(variant: str, low: float, high: float, **more: Any) -> Figure:
-    return figure("window_loss", variant, low, high, length=4096, **more)
-
-
-@pytest.mark.parametrize(("theirs", "seeds", "verdict"), [
-    ((3.02, 3.03), 2, SEEN), ((3.005, 3.03), 2, UNCLEAR), ((2.99, 3.005), 2, NOT_SEEN), ((3.02, 3.03), 1, UNCLEAR)])
-def test_rope_hurts_the_hybrid_only_if_every_pair_of_seeds_says_so(theirs: Any, seeds: int, verdict: str) -> None:
-    found = longer_rules.rope_hurts_extension(table(losses("30m-hybrid", 3.0, 3.005, seeds=seeds),
-                                                    losses("30m-hybrid-rope", *theirs, seeds=seeds)))
-    assert found.verdict == verdict, found
-    assert "at 4x, 4,096 tokens: 3.00" in found.sentence
-
-
-@pytest.mark.parametrize(("gained", "lost", "seeds", "verdict"), [
-    ((0.1, 0.2), (-0.01, 0.01), 2, SEEN), ((0.1, 0.2), (-0.01, 0.03), 2, UNCLEAR), ((0.1, 0.2), (0.03, 0.04), 2,
-                                                                                  NOT_SEEN),
-    ((-0.1, 0.0), (0.0, 0.0), 2, NOT_SEEN), ((0.1, 0.2), (0.0, 0.0), 1, UNCLEAR)])
-def test_a_short_training_extends_if_it_gains_and_does_not_lose(gained: Any, lost: Any, seeds: int,
-                                                                verdict: str) -> None:
-    found = longer_rules.short_training_extends(table(
-        losses("30m-hybrid", 3.0, 3.0), figure("gained", "30m-hybrid", *gained, seeds=seeds),
-        figure("lost", "30m-hybrid", *lost, seeds=seeds)))
-    assert found.verdict == verdict, found
-
-
-@pytest.mark.parametrize(("inside", "beyond", "seeds", "verdict"), [
-    ((0.95, 1.0), (0.9, 1.0), 2, SEEN), ((0.95, 1.0), (0.2, 0.8), 2, NOT_SEEN), ((0.5, 0.6), (0.2, 0.3), 2, UNCLEAR),
-    ((0.95, 1.0), (0.2, 0.95), 2, UNCLEAR), ((1.0, 1.0), (1.0, 1.0), 1, UNCLEAR)])
-def test_recall_past_the_extension(inside: Any, beyond: Any, seeds: int, verdict: str) -> None:
-    book = [figure("phonebook.exact", "30m-hybrid", *share, seeds=seeds, length=length, form="standard")
-            for length, share in ((4096, inside), (8192, beyond), (16384, (0.0, 0.0)))]
-    assert longer_rules.recall_past_the_extension(table(losses("30m-hybrid", 3.0, 3.0), *book)).verdict == verdict
-
-
-@pytest.mark.parametrize(("ours", "theirs", "seeds", "verdict"), [
-    ((0.6, 0.7), (0.5, 0.62), 2, SEEN), ((0.4, 0.45), (0.5, 0.6), 2, NOT_SEEN), ((0.4, 0.6), (0.5, 0.6), 2, UNCLEAR),
-    ((0.6, 0.7), (0.5, 0.6), 1, UNCLEAR), ((0.0, 0.0), (0.0, 0.0), 2, UNCLEAR)])
-def test_the_hybrid_is_compared_with_the_transformers_best_method(ours: Any, theirs: Any, seeds: int,
-                                                                  verdict: str) -> None:
-    found = longer_rules.hybrid_keeps_up(table(
-        losses("30m-hybrid", 3.0, 3.0), figure("long_recall", "30m-hybrid", *ours, seeds=seeds),
-        figure("long_recall", "30m-transformer", 0.0, 0.1), figure("long_recall", "30m-transformer", *theirs,
-                                                                   seeds=seeds, method="yarn")))
-    assert found.verdict == verdict, found
-    assert "yarn" in found.sentence or max(theirs) <= 0.1
 
 
 def test_the_shipped_study_extends_every_family_that_it_trains() -> None:
