@@ -124,6 +124,21 @@ class Run:
         finally:
             os.close(handle)
 
+    @property
+    def holder(self) -> str | None:
+        """The pid of the process that holds this run directory, as far as this machine knows; None if none does."""
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            return os.pread(handle, 32, 0).decode().strip() or "unknown"
+        finally:
+            os.close(handle)
+
     def log(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl in one write, so that a killed process tears at most its last line."""
         line = json.dumps(record, allow_nan=False) + "\n"
