@@ -1,8 +1,8 @@
 """One process of a made-up study whose jobs are lines of Python: `shared_worker.py FOLDER PLAN [LEASE [HOST]]`.
 
 PLAN is stages as JSON: a list of {"jobs": chains at a time, "chains": [[[name, code], ...], ...]}. Each job writes
-"NAME start" and "NAME end" with the number of the process that runs it to FOLDER/calls, around its code. The job prepare
-is run always.
+"NAME start" and "NAME end", with the number of the study's process and its own, to FOLDER/calls, around its code. The
+job prepare is run always.
 """
 
 from __future__ import annotations
