@@ -52,7 +52,7 @@ def find_devices(cores: int, env: Mapping[str, str] = os.environ) -> Devices:
     Several processes of a launcher share them evenly. Where there are more processes than GPUs, some share one.
     """
     gpus, (rank, size) = visible_gpus(env), place(env)
-    if "SLURM_GPUS_PER_TASK" in env and "LOCAL_RANK" not in env:
+    if "SLURM_GPUS_PER_TASK" in env and "LOCAL_WORLD_SIZE" not in env:
         mine = gpus  # SLURM shows each task its own alone
     elif len(gpus) < size:
         mine = gpus[rank % len(gpus):][:1] if gpus else ()
@@ -63,8 +63,8 @@ def find_devices(cores: int, env: Mapping[str, str] = os.environ) -> Devices:
 
 def place(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """Number of this process among those that torchrun or srun started on this machine, and how many they are."""
-    if "LOCAL_RANK" in env:
-        return int(env["LOCAL_RANK"]), int(env.get("LOCAL_WORLD_SIZE", int(env["LOCAL_RANK"]) + 1))
+    if "LOCAL_WORLD_SIZE" in env:
+        return int(env["LOCAL_RANK"]), int(env["LOCAL_WORLD_SIZE"])
     # set in the steps of srun alone, "8(x2),4" for instance; a batch script is one process, however many tasks it has
     if tasks := env.get("SLURM_STEP_TASKS_PER_NODE"):
         groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks)

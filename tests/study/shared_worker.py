@@ -38,7 +38,9 @@ def job(folder: Path, name: str, code: str) -> Job:
 
 
 class Teller:
-    """Prints what happens to the jobs."""
+    """Prints what happens to the jobs; why nothing does, once."""
+
+    said = ""
 
     def started(self, job: Job) -> None: ...
     def tick(self) -> None: ...
@@ -50,7 +52,9 @@ class Teller:
         print(f"{job.name} {'elsewhere' if elsewhere else 'reused'}", flush=True)
 
     def waits(self, why: str) -> None:
-        print(f"waits {why}", flush=True)
+        if why != self.said:
+            print(f"waits {why}", flush=True)
+        self.said = why
 
 
 def main(folder: Path, stages: str, lease: float = 60.0, host: str = "") -> None:
