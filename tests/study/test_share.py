@@ -122,7 +122,7 @@ def test_what_a_process_of_another_machine_had_is_taken_over_when_it_has_not_ans
     since = time.monotonic()
     status, out, _ = end(other)
     assert (status, out[-2:]) == (0, ["long finished", "next finished"])
-    assert 0.5 < time.monotonic() - since < 6
+    assert 0.5 < time.monotonic() - since < 30
     os.kill(int(calls(tmp_path)[0][3]), signal.SIGKILL)
 
 
@@ -163,6 +163,8 @@ def test_a_process_that_lost_its_claim_ends_the_job_at_once(tmp_path: Path) -> N
     assert "did not answer for" in out[0]
     assert not (tmp_path / "saved").exists()
     assert [what for _, what, *_ in calls(tmp_path)] == ["start", "start", "end"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(calls(tmp_path)[0][3]), 0)
 
 
 def test_a_training_that_its_study_left_behind_is_waited_for(tmp_path: Path) -> None:
