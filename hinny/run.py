@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -30,6 +31,11 @@ from hinny.config import Recipe, read_toml, to_toml, validate
 from hinny.errors import RunError
 
 PACKAGE = Path(__file__).parent
+
+
+def weights_print(meta: dict[str, Any]) -> str:
+    """What tells the weights of a checkpoint, by its meta.json, from all others: the sha256 of its files' sums."""
+    return hashlib.sha256(json.dumps(meta["files"], sort_keys=True).encode()).hexdigest()
 
 
 class Run:
@@ -127,17 +133,14 @@ class Run:
     @property
     def holder(self) -> str | None:
         """The pid of the process that holds this run directory, as far as this machine knows; None if none does."""
-        try:
-            handle = os.open(self.path / ".lock", os.O_RDWR)
-        except OSError:
+        if not (file := self.path / ".lock").is_file():
             return None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return None
-        except BlockingIOError:
-            return os.pread(handle, 32, 0).decode().strip() or "unknown"
-        finally:
-            os.close(handle)
+        with open(file, "rb") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return handle.read(32).decode().strip() or "unknown"
+        return None
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl in one write, so that a killed process tears at most its last line."""

@@ -20,7 +20,7 @@ from hinny.errors import DataError, HinnyError
 from hinny.evals.entry import Entry, Length, Outcome, Rows, Subject
 from hinny.evals.options import EvalOptions
 from hinny.infer.reading.requests import Progress
-from hinny.run import Run, write_atomically
+from hinny.run import Run, weights_print, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Lengths:
         """Task → lengths."""
         t, b = self.trained, self.base
         short = tuple(n for n in (b // 2, b) if n > 0)
+        # windows of all lengths cover the same text
         windows = tuple(n for n in sorted({b, t, 2 * t, 4 * t}) if 4 * t % n == 0)
         books = tuple(sorted({b, t, 2 * t}))
         return {"position-joined": (4 * t,), "window-loss": windows, "phonebook-depth": books,
@@ -120,6 +121,9 @@ def extension(path: str | Path, options: EvalOptions, ask: Ask) -> Rows:
     run = Run(path)
     began, length = origin(run), run.recipe.train.seq_len
     lengths = Lengths(length, length if began is None else int(began["seq_len"]))
+    if 4 * lengths.trained % lengths.base and options.lengths is None:
+        logger.warning("eval: extension: the loss in windows of the base's %d tokens is not asked: they do not divide "
+                       "4 x %d, so windows of both do not cover the same text.", lengths.base, lengths.trained)
     after = ask(run, lengths, options)
     before: Rows = []
     told = "" if began is not None else f"{run.path} began with its own first weights"
@@ -138,17 +142,21 @@ def extension(path: str | Path, options: EvalOptions, ask: Ask) -> Rows:
 
 
 def _base(began: dict[str, Any], run: Run) -> Run:
-    """The base, to be asked about the text of `run`. DataError if it has been trained on since."""
+    """The base, to be asked what the run is asked. DataError if it is not what the run began with any more."""
     from hinny.checkpoint.store import read_meta
 
     base = _OnTextOf(began["from"], run)
-    if (step := read_meta(base)["step"]) != began["step"]:
-        raise DataError(f"{base.path} is at step {step}, and the run began with step {began['step']} of it")
+    meta = read_meta(base)
+    if meta["step"] != began["step"]:
+        raise DataError(f"{base.path} is at step {meta['step']}, and the run began with step {began['step']} of it")
+    if weights_print(meta) != began["weights"]:
+        raise DataError(f"{base.path} has other weights at step {meta['step']} than the run began with")
     return base
 
 
 class _OnTextOf(Run):
-    """A run that is asked about the held-out text of another one, whose words are its own."""
+    """A run that is asked what another one is asked: about its held-out text, whose words are its own, and for recall
+    as it was practised there."""
 
     def __init__(self, path: str | Path, other: Run) -> None:
         super().__init__(path)
@@ -157,7 +165,8 @@ class _OnTextOf(Run):
     @property
     def recipe(self) -> Recipe:
         own, data = super().recipe, self._other.recipe.data
-        return own.model_copy(update={"data": own.data.model_copy(update={"path": data.path, "blend": data.blend})})
+        taken = {"path": data.path, "blend": data.blend, "synthetic": data.synthetic}
+        return own.model_copy(update={"data": own.data.model_copy(update=taken)})
 
     @property
     def text_home(self) -> Path:

@@ -90,7 +90,8 @@ def phonebook_depths(engine: Engine, options: EvalOptions) -> list[dict[str, Any
                                             depth=depth / 100) for _ in range(sizes.samples)]
             truth, guess = _answers(engine, examples)
             right = np.array([bool((g == t).all()) for g, t in zip(guess, truth, strict=True)])
-            rows.append(_share("phonebook_depth.exact", engine, right, f"length={length} depth={depth}"))
+            shape = f"length={length} depth={depth} digits={digits}"
+            rows.append(_share("phonebook_depth.exact", engine, right, shape))
     return rows
 
 

@@ -23,7 +23,7 @@ from hinny.study.config import EvalConfig, StudyConfig, differences, load_extens
 from hinny.study.gains import extended_rows
 from hinny.study.longer import Extension
 from hinny.study.plan import Layout
-from hinny.study.tasks import ruler_means, study_rows
+from hinny.study.tasks import is_asked, ruler_means, study_rows
 from hinny.study.vary import Axis, Value, VaryConfig, variants
 
 Row = dict[str, Any]
@@ -171,7 +171,13 @@ def _seed_rows(layout: Layout, name: str, seed: int, extensions: list[Extension]
 
 def _run_rows(run: Run, name: str, asked: EvalConfig) -> list[Row]:
     """All rows of one run: its results, its learning curves, the share of right digits in wrong numbers, and RULER's
-    means."""
+    means. RunError for results that are not of what the study asks.
+    """
+    for task in asked.tasks:
+        told = run.path / "evals" / f"{task}.json"
+        if told.is_file() and not is_asked(asked, task, json.loads(told.read_text(encoding="utf-8"))):
+            raise RunError(f"{run.path}: the results of {task} are of an evaluation by hand, with other samples or "
+                           "lengths than the study's. The command of the study asks it again.")
     rows = [{**row, "variant": name} for row in study_rows(asked, run.rows())]
     env = run.env
     made = {key: env[key] for key in ("command", "commit", "machine")}
@@ -213,7 +219,7 @@ def _about(config: StudyConfig, recipes: dict[str, Recipe], extensions: list[Ext
             "match": {"by": config.match_by, "context": config.match_context},
             "sweeps": sweeps(config.vary, recipes),
             "extensions": [{"recipe": one.base.name, "method": one.method, "factor": one.factor, "length": one.length,
-                            "overrides": list(one.overrides)} for one in extensions],
+                            "overrides": list(one.overrides), "changes": list(one.changes)} for one in extensions],
             "data": json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}}
 
 

@@ -20,7 +20,8 @@ from hinny.study.collect import read_table
 from hinny.study.config import PredictConfig, load_recipes, load_study
 from hinny.study.devices import Devices, find_devices
 from hinny.study.execute import Stages, sigterm_as_interrupt
-from hinny.study.plan import Layout, Stage, claim_folder, stages
+from hinny.study.folder import claim_folder
+from hinny.study.plan import Layout, Stage, stages
 from hinny.study.progress import Display
 from hinny.study.report import report
 from hinny.study.share import Claims

@@ -12,8 +12,9 @@ from pydantic import AfterValidator, Field, model_validator
 from hinny.config import Recipe, Section, apply_override, find, load_recipe, read_toml, validate
 from hinny.errors import ConfigError
 from hinny.study import tasks as asked
-from hinny.study.longer import ExtendConfig, Extension, ExtensionConfig, extensions, resolved
+from hinny.study.longer import ExtendConfig, Extension, ExtensionConfig, extensions, flatten, resolved
 from hinny.study.match import FitConfig, FittedConfig, Measure, check_matched, fitted, measured
+from hinny.study.text import PrepareConfig
 from hinny.study.vary import Variant, VaryConfig, variants
 
 Positive = Annotated[int, Field(gt=0)]
@@ -22,28 +23,6 @@ SHARED = ("data", "optim", "train")
 """Sections of a recipe that a fair comparison keeps equal."""
 ALWAYS_DIFFER = ("train.seed", "data.path")
 """Keys that the study itself sets, one run at a time."""
-
-
-class PrepareConfig(Section):
-    """The text; without text or jsonl, the Python standard library's sources and documentation.
-
-    The tokenizer learnt from it has the recipes' model.vocab_size.
-    """
-
-    text: Annotated[list[str], Field(min_length=1)] | None = None
-    """Files and folders, a document a file."""
-    jsonl: str | None = None
-    field: str | None = None
-    """Name of the text in a line of jsonl."""
-    max_bytes: Positive | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> PrepareConfig:
-        if self.text and self.jsonl:
-            raise ValueError("text and jsonl exclude each other; remove one.")
-        if bool(self.jsonl) != bool(self.field):
-            raise ValueError("jsonl and field belong together: field names the text in each line.")
-        return self
 
 
 class EvalConfig(Section):
@@ -139,20 +118,16 @@ class StudyConfig(Section):
         if self.extend and "window-loss" not in self.eval.tasks:
             raise ValueError('[[extend]] needs the task "window-loss" in eval.tasks, by which what is gained and lost '
                              "is judged; add it.")
+        odd = [n for n in self.eval.lengths if max(self.eval.lengths) % n]
+        if odd and "window-loss" in self.eval.tasks:
+            raise ValueError(f"eval.lengths has {odd[0]}, which does not divide {max(self.eval.lengths)}, the longest: "
+                             "windows of both (window-loss) cannot cover the same text. Choose lengths that do.")
         return self
 
     @property
     def recipe_overrides(self) -> list[str]:
         """The overrides as `key=value` items of a command line."""
         return [f"{key}={_toml_value(value)}" for key, value in flatten(self.overrides).items()]
-
-
-def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one table of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _toml_value(value: Any) -> str:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -13,17 +14,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-INK, FAINT = "#1f2328", "#d5d9de"
-"""Text and grid; an inline drawing replaces them, and the series' colours, by the page's variables."""
+from hinny.study.beside import place, text_width
+
+INK, FAINT, GREY = "#1f2328", "#d5d9de", "#a9b0b8"
+"""Text, grid and lines in the background; an inline drawing replaces them, and the series' colours, by the page's
+variables."""
 PALETTE = ("#0068a8", "#b5578f", "#c85200", "#00805c", "#6b5b95", "#7a6a00", "#4d7c8a", "#8a4b2d")
 """Told apart also without seeing red or green, and by markers besides; dark values are in the page's style sheet."""
 MARKERS = "osD^vPX<"
-SIZE = (4.3, 3.0)
-"""Inches; drawn at a text size that can be read at a phone's width."""
+WIDTH, HEIGHT = 4.3, 1.995
+"""Inches of a panel and of its axes: the least; drawn at a text size that can be read at a phone's width."""
+LEFT, BOTTOM, ABOVE, BARE = 0.58, 0.495, 0.51, 0.315
+"""Inches around the axes; above them with a title, and without."""
+SIDE, NARROW, LINE = 1.29, 1.9, 0.164
+"""Inches: the least room for labels at the right, the least width of the axes, a label's height."""
 TEXT = 9.5
 RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "hinny", "font.size": TEXT, "font.family": "sans-serif",
       "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-      "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False}
+      "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,13 @@ class Point:
     low: float
     high: float
     sure: bool = True
+    across: tuple[float, float] | None = None
+    """The range of x, in a panel of points."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line with its direct label."""
+    """A line with its direct label; in a panel of points its one point."""
 
     label: str
     """Empty: none, where the line belongs to another in its colour."""
@@ -48,6 +58,8 @@ class Series:
     dashed: bool = False
     dots: bool = False
     """Points with their ranges, not joined."""
+    muted: bool = False
+    """Thin and grey, for those beside which others are to be seen."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,10 @@ class Panel:
     format_y: Callable[[float], str] | None = None
     format_x: Callable[[float], str] | None = None
     ticks: list[float] = field(default_factory=list)
+    across: tuple[float, float] | None = None
+    """Limits of x."""
+    front: list[tuple[float, float]] | None = None
+    """Points in place of lines, each named beside it, and this line of steps through the best of them."""
 
 
 def short(value: float) -> str:
@@ -84,16 +100,33 @@ def short(value: float) -> str:
 
 def draw(panel: Panel) -> str:
     """The panel as an SVG document."""
+    labels = [series.label for series in panel.series if series.label]
+    # as high as the labels need, and as wide as the longest
+    high = max(HEIGHT if panel.title else HEIGHT + ABOVE - BARE, LINE * (len(labels) + 1))
+    side = max([SIDE, *(text_width(label, TEXT - 0.5) + 0.3 for label in labels)])
+    if panel.front is not None:
+        side, high = 0.1, max(high, 2.5, 1.2 + LINE * min(len(panel.series), 14))
+    width = max(WIDTH, LEFT + NARROW + side)
+    tall = BOTTOM + high + (ABOVE if panel.title else BARE)
     with matplotlib.rc_context(RC):
-        canvas = Canvas(figsize=SIZE)
-        axes = canvas.add_axes((0.135, 0.165, 0.565, 0.665 if panel.title else 0.73))
-        for series in panel.series:
-            _line(axes, series, bands=len(series.points) > 20, clip=_leaves(series, panel.limits))
+        canvas = Canvas(figsize=(width, tall))
+        axes = canvas.add_axes((LEFT / width, BOTTOM / tall, (width - LEFT - side) / width, high / tall))
+        if panel.front is None:
+            for series in panel.series:
+                _line(axes, series, bands=len(series.points) > 20, clip=_leaves(series, panel.limits))
         _axes(axes, panel)
-        _labels(axes, panel)
+        if panel.front is None:
+            _labels(axes, panel, LINE / high)
+        else:
+            _points(axes, panel, panel.front)
         out = io.StringIO()
         canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return out.getvalue()
+
+
+def marker(colour: int) -> str:
+    """A series' marker: those that share a colour, past the palette's end, differ in it."""
+    return MARKERS[(colour + colour // len(PALETTE)) % len(MARKERS)]
 
 
 def _leaves(series: Series, limits: tuple[float, float] | None) -> bool:
@@ -102,16 +135,16 @@ def _leaves(series: Series, limits: tuple[float, float] | None) -> bool:
 
 
 def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
-    colour = PALETTE[series.colour % len(PALETTE)]
-    marker = None if bands or series.dashed else MARKERS[series.colour % len(MARKERS)]
-    style: dict[str, Any] = {"color": colour, "linewidth": 1.0 if series.dashed else 1.6, "marker": marker,
-                             "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands or clip}
+    colour = GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
+    shape = None if bands or series.dashed or series.muted else marker(series.colour)
+    style: dict[str, Any] = {"color": colour, "linewidth": 1.0 if series.dashed or series.muted else 1.6,
+                             "marker": shape, "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands or clip}
     x = [p.x for p in series.points]
     if series.dots:
         axes.vlines(x, [p.low for p in series.points], [p.high for p in series.points], color=colour, linewidth=1.2)
         axes.plot(x, [p.value for p in series.points], **{**style, "linestyle": "none"})
         return
-    if not series.dashed:
+    if not series.dashed and not series.muted:
         axes.fill_between(x, [p.low for p in series.points], [p.high for p in series.points],
                           color=colour, alpha=0.18, linewidth=0)
     sure = [p.value if p.sure else float("nan") for p in series.points]
@@ -124,16 +157,21 @@ def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
 
 
 def _axes(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.title, loc="left", fontsize=TEXT + 0.5, fontweight="bold", x=-0.19, pad=22)
+    inches = axes.get_window_extent().width / axes.figure.dpi
+    edge = -(LEFT - 0.12) / inches
+    axes.set_title(panel.title, loc="left", fontsize=TEXT + 0.5, fontweight="bold", x=edge, pad=22)
     axes.set_xlabel(panel.x)
     # the y label lies above the axis, level, so that nobody turns the head
-    axes.text(-0.19, 1.045, panel.y, transform=axes.transAxes, fontsize=TEXT - 1, ha="left", va="bottom", alpha=0.75)
+    axes.annotate(panel.y, (edge, 1.0), xycoords="axes fraction", xytext=(0, 6.5), textcoords="offset points",
+                  fontsize=TEXT - 1, ha="left", va="bottom", alpha=0.75)
     if panel.log_x:
         axes.set_xscale("log", base=2)
     if panel.log_y:
         axes.set_yscale("log")
     if panel.limits:
         axes.set_ylim(*panel.limits)
+    if panel.across:
+        axes.set_xlim(*panel.across)
     if panel.ticks:
         axes.xaxis.set_major_locator(FixedLocator(panel.ticks))
     elif not panel.log_x:
@@ -146,12 +184,32 @@ def _axes(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(length=3, width=0.7)
     if panel.mark:
-        axes.axvline(panel.mark[0], color=INK, linewidth=0.7, linestyle=(0, (4, 3)), alpha=0.6)
-        axes.annotate(panel.mark[1], (panel.mark[0], 1.0), xycoords=("data", "axes fraction"), xytext=(3, -1),
-                      textcoords="offset points", fontsize=TEXT - 2, va="top", alpha=0.75)
+        _mark(axes, panel, *panel.mark)
 
 
-def _labels(axes: Axes, panel: Panel) -> None:
+def _mark(axes: Axes, panel: Panel, x: float, words: str) -> None:
+    """A broken upright line with its words, on the side and at the height where they cover least of the lines."""
+    axes.axvline(x, color=INK, linewidth=0.7, linestyle=(0, (4, 3)), alpha=0.6)
+    box, points = axes.get_window_extent(), axes.figure.dpi / 72
+    at = float(axes.transData.transform((x, axes.get_ylim()[0]))[0])
+    wide, high = (text_width(words, TEXT - 2) * 72 + 3) * points, (TEXT - 1) * points
+    lines = [axes.transData.transform([(p.x, p.value) for p in s.points]) for s in panel.series]
+    sampled = [a + (b - a) * part / 20 for line in lines
+               for a, b in pairwise([*line, line[-1]]) for part in range(20)]
+
+    def covered(side: int, up: float) -> tuple[float, float]:
+        left, top = (at if side > 0 else at - wide), box.y0 + up * box.height
+        if left < box.x0 or left + wide > box.x1 + 4 * points:
+            return float("inf"), 0.0
+        inside = sum(left <= px <= left + wide and top - high <= py <= top + 2 * points for px, py in sampled)
+        return inside, -up - 0.01 * side
+
+    side, up = min(((side, up / 20) for side in (1, -1) for up in range(20, 1, -1)), key=lambda one: covered(*one))
+    axes.annotate(words, (x, up), xycoords=("data", "axes fraction"), xytext=(3 * side, -1), fontsize=TEXT - 2,
+                  textcoords="offset points", va="top", ha="left" if side > 0 else "right", alpha=0.75)
+
+
+def _labels(axes: Axes, panel: Panel, gap: float) -> None:
     """Each line's name at its right end, in its colour, moved apart where ends are close."""
     ends = []
     for series in (one for one in panel.series if one.label):
@@ -159,24 +217,57 @@ def _labels(axes: Axes, panel: Panel) -> None:
         height = axes.transAxes.inverted().transform(axes.transData.transform((last.x, last.value)))[1]
         ends.append((min(1.0, max(0.0, height)), series))
     ends.sort(key=lambda end: end[0])
-    for (height, series), wanted in zip(ends, apart([h for h, _ in ends], 0.082), strict=True):
+    for (height, series), wanted in zip(ends, apart([h for h, _ in ends], gap), strict=True):
         colour = PALETTE[series.colour % len(PALETTE)]
         axes.annotate(series.label, (1.0, height), xycoords="axes fraction", xytext=(1.06, wanted),
                       textcoords="axes fraction", color=colour, fontsize=TEXT - 0.5, va="center",
-                      arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1})
+                      arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1,
+                                  "relpos": (0, 0.5)})
+
+
+def _points(axes: Axes, panel: Panel, front: list[tuple[float, float]]) -> None:
+    """Points with the ranges of both axes, the front's steps, and each name beside its point, clear of the others."""
+    left = axes.get_xlim()[0]
+    top = axes.get_ylim()[1]
+    steps = [(left, front[0][1]), *((x, y) for before, after in pairwise(front)
+                                    for x, y in (before, (before[0], after[1]))), front[-1], (front[-1][0], top)]
+    axes.plot(*zip(*steps, strict=True), color=INK, linewidth=1.0, linestyle=(0, (4, 3)), alpha=0.6, zorder=1)
+    taken, spots, scale = [], [], 72 / axes.figure.dpi
+    for series in panel.series:
+        (p,), colour = series.points, GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
+        low, high = p.across or (p.x, p.x)
+        axes.errorbar([p.x], [p.value], xerr=[[p.x - low], [high - p.x]], yerr=[[p.value - p.low], [p.high - p.value]],
+                      fmt=marker(series.colour), color=colour, markersize=4.5 if series.muted else 6.5,
+                      markeredgewidth=0, elinewidth=0.8 if series.muted else 1.1)
+        ends = axes.transData.transform([(low, p.value), (high, p.value), (p.x, p.low), (p.x, p.high)])
+        (x0, y), (x1, _), (x, y0), (_, y1) = ([float(v) * scale for v in end] for end in ends)
+        taken += [(x0 - 3, y - 2, x1 + 3, y + 2), (x - 2, y0 - 2, x + 2, y1 + 2), (x - 5, y - 5, x + 5, y + 5)]
+        spots += [(x, y, series.label)] if series.label else []
+    box = axes.get_window_extent()
+    frame = ((box.x0 + 3) * scale, (box.y0 + 2) * scale, box.x1 * scale, (box.y1 + 6) * scale)
+    inside = [axes.transData.transform(step) * scale for step in steps]
+    line = [(min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
+            for a, b in pairwise(inside)]
+    named = [series for series in panel.series if series.label]
+    for series, (lx, ly, far) in zip(named, place(spots, taken, line, frame, TEXT - 0.5), strict=True):
+        colour = PALETTE[series.colour % len(PALETTE)]
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3} if far else None
+        axes.annotate(series.label, (series.points[0].x, series.points[0].value), xytext=(lx, ly), color=colour,
+                      textcoords="figure points", fontsize=TEXT - 0.5, ha="left", va="center", arrowprops=arrow)
 
 
 def apart(heights: list[float], gap: float) -> list[float]:
-    """Ascending `heights` moved as little as needed to be `gap` apart and stay below 1 where possible."""
-    placed = list(heights)
-    for _ in range(100):
-        for i in range(len(placed) - 1):
-            if (short_by := gap - (placed[i + 1] - placed[i])) > 1e-6:
-                placed[i] -= short_by / 2
-                placed[i + 1] += short_by / 2
-        if placed and placed[-1] > 1.0:
-            placed[-1] = 1.0
-    return placed
+    """Ascending `heights` moved as little as needed to be `gap` apart and stay between 0 and 1 where possible."""
+    # without their gaps the places only have to rise: each run of heights that falls becomes its mean
+    runs: list[tuple[float, int]] = []
+    for i, height in enumerate(heights):
+        runs.append((height - i * gap, 1))
+        while len(runs) > 1 and runs[-2][0] > runs[-1][0]:
+            (one, few), (other, more) = runs[-2:]
+            runs[-2:] = [((one * few + other * more) / (few + more), few + more)]
+    level = [value for value, number in runs for _ in range(number)]
+    top = 1.0 - (len(heights) - 1) * gap
+    return [min(max(value, 0.0), top) + i * gap for i, value in enumerate(level)]
 
 
 def inline(svg: str, prefix: str, alt: str) -> str:
@@ -203,4 +294,5 @@ def standalone(svg: str) -> str:
 
 
 def _variables() -> dict[str, str]:
-    return {INK: "currentColor", FAINT: "var(--faint)"} | {c: f"var(--s{i})" for i, c in enumerate(PALETTE)}
+    return {INK: "currentColor", FAINT: "var(--faint)", GREY: "var(--grey)"} | {
+        colour: f"var(--s{i})" for i, colour in enumerate(PALETTE)}

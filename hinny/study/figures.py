@@ -51,7 +51,8 @@ def colour(table: Table, variant: str) -> int:
     return list(group).index(variant)
 
 
-def _series(table: Table, what: str, axis: str, **shape: object) -> list[Series]:
+def series_of(table: Table, what: str, axis: str, **shape: object) -> list[Series]:
+    """A line along `axis` for each model that has the figures."""
     found = []
     for name in models(table, what):
         if points := [_point(f, axis) for f in table.curve(what, name, axis, **shape)]:
@@ -90,13 +91,13 @@ def seeds_note(figures: list[Figure]) -> str:
     return f"Lines are means over {number} seeds, bands run from the lowest to the highest seed."
 
 
-def _trained(table: Table) -> tuple[float, str]:
+def trained(table: Table) -> tuple[float, str]:
+    """The mark of the longest sequence seen in training."""
     return min(recipe["seq_len"] for recipe in table.about["recipes"].values()), "trained length"
 
 
-
 def _learning(table: Table) -> Plot | None:
-    train, held = (_series(table, what, "tokens") for what in ("train_loss", "held_out_curve"))
+    train, held = (series_of(table, what, "tokens") for what in ("train_loss", "held_out_curve"))
     train = [Series(s.label, s.points[_settled(s.points):], s.colour) for s in train]
     parts = [(title, series) for title, series in (("Held-out text", held), ("Training stream", train)) if series]
     if not parts:
@@ -115,7 +116,7 @@ def _settled(points: list[Point]) -> int:
 
 
 def _positions(table: Table) -> Plot | None:
-    series = _series(table, "loss_by_position", "position")
+    series = series_of(table, "loss_by_position", "position")
     if not series:
         return None
     # position 0 has no place on a logarithmic axis: the first range is drawn at 1
@@ -129,8 +130,8 @@ def _positions(table: Table) -> Plot | None:
 
 def _phonebook(table: Table) -> Plot | None:
     panels = [Panel(title, "prompt, tokens", "numbers exactly right", series, log_x=True, limits=(-0.03, 1.03),
-                    mark=_trained(table), format_y=percent, ticks=ticks(series))
-              for form, title in FORMS.items() if (series := _series(table, "phonebook.exact", "length", form=form))]
+                    mark=trained(table), format_y=percent, ticks=ticks(series))
+              for form, title in FORMS.items() if (series := series_of(table, "phonebook.exact", "length", form=form))]
     if not panels:
         return None
     figures = table.find("phonebook.exact")
@@ -144,13 +145,13 @@ def _phonebook(table: Table) -> Plot | None:
 def _digits(table: Table) -> Plot | None:
     panels, figures = [], table.find("phonebook.wrong_digits") + table.find("phonebook.chance_digits")
     for form, title in FORMS.items():
-        series = _series(table, "phonebook.wrong_digits", "length", form=form)
-        chance = [p for s in _series(table, "phonebook.chance_digits", "length", form=form) for p in s.points]
+        series = series_of(table, "phonebook.wrong_digits", "length", form=form)
+        chance = [p for s in series_of(table, "phonebook.chance_digits", "length", form=form) for p in s.points]
         if series and chance:
             means = {x: [p.value for p in chance if p.x == x] for x in sorted({p.x for p in chance})}
             line = [Point(x, m, m, m) for x, values in means.items() for m in [sum(values) / len(values)]]
             panels.append(Panel(title, "prompt, tokens", "digits right in wrong numbers", [*series, Series(
-                "chance", line, CHANCE, dashed=True)], log_x=True, limits=(-0.03, 1.03), mark=_trained(table),
+                "chance", line, CHANCE, dashed=True)], log_x=True, limits=(-0.03, 1.03), mark=trained(table),
                 format_y=percent, ticks=ticks(series)))
     if not panels:
         return None
@@ -162,7 +163,7 @@ def _digits(table: Table) -> Plot | None:
 
 
 def _recall(table: Table) -> Plot | None:
-    pairs, copied = _series(table, "mqar.accuracy", "pairs"), _series(table, "copy.accuracy", "length")
+    pairs, copied = series_of(table, "mqar.accuracy", "pairs"), series_of(table, "copy.accuracy", "length")
     panels = [Panel(title, x, y, series, log_x=True, limits=(-0.03, 1.03), format_y=percent, ticks=ticks(series))
               for title, x, y, series in (
                   ("Multi-query recall", "key-value pairs", "values right", pairs),
@@ -177,7 +178,7 @@ def _recall(table: Table) -> Plot | None:
 
 
 def _speed(table: Table) -> Plot | None:
-    parts = [("Decode", _series(table, "decode", "context")), ("Prefill", _series(table, "prefill", "context"))]
+    parts = [("Decode", series_of(table, "decode", "context")), ("Prefill", series_of(table, "prefill", "context"))]
     panels = [Panel(title, "context, tokens", "tokens/s", series, log_x=True, ticks=ticks(series),
                     limits=(0, limits([series])[1])) for title, series in parts if series]
     if not panels:
@@ -191,7 +192,7 @@ def _speed(table: Table) -> Plot | None:
 
 
 def _memory(table: Table) -> Plot | None:
-    series = _series(table, "state_bytes", "context")
+    series = series_of(table, "state_bytes", "context")
     if not series:
         return None
     caption = ("Memory that one sequence carries: keys and values of attention, states of Mamba layers, counted from "
@@ -217,7 +218,7 @@ def _predicted_prompt(table: Table) -> Plot | None:
     figures, held = table.find("predicted_prefill"), table.find("predicted_sequence")
     if not figures or not held:
         return None
-    series = _series(table, "predicted_sequence", "context")
+    series = series_of(table, "predicted_sequence", "context")
     panels = [*_by_hardware(table, "predicted_prefill", "Prefill, {}", "prompt, tokens"),
               Panel("State and cache, any hardware", "context, tokens", "bytes per sequence", series, log_x=True,
                     log_y=True, ticks=ticks(series))]
@@ -232,7 +233,7 @@ def _predicted_prompt(table: Table) -> Plot | None:
 def _by_hardware(table: Table, what: str, title: str, x: str) -> list[Panel]:
     """A panel for each hardware of the figures `what`, all with one range of y."""
     hardware = list(dict.fromkeys(f.shape["hardware"] for f in table.find(what)))
-    parts = [(name, _series(table, what, "context", hardware=name)) for name in hardware]
+    parts = [(name, series_of(table, what, "context", hardware=name)) for name in hardware]
     bounds = _log_limits([series for _, series in parts])
     return [Panel(title.format(name), x, "tokens/s, all sequences", series, log_x=True, log_y=True,
                   ticks=ticks(series), limits=bounds) for name, series in parts]

@@ -17,6 +17,18 @@ from hinny.errors import ConfigError
 Positive = Annotated[int, Field(gt=0)]
 
 
+SET = ("train.seq_len", "train.seed", "train.batch_size", "train.micro_batch_size", "data.path")
+"""Keys that the study sets for each extension."""
+
+
+def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one table of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 class ExtensionConfig(Section):
     """What all extensions of a study share."""
 
@@ -41,10 +53,15 @@ class ExtendConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ExtendConfig:
-        for key in ("train.seq_len", "train.seed", "train.batch_size", "train.micro_batch_size", "data.path"):
-            if key in self.overrides:
+        for key in self.changed:
+            if key in SET or key.startswith("init."):
                 raise ValueError(f"overrides may not set {key}: the study sets it for each extension.")
         return self
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The overrides as one table of dotted keys."""
+        return flatten(self.overrides)
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,8 @@ class Extension:
     factor: int
     overrides: tuple[str, ...]
     """`key=value` beyond its base."""
+    changes: tuple[str, ...] = ()
+    """Keys of them that are the method's own; what else differs, the study sets for every extension."""
 
     @property
     def length(self) -> int:
@@ -76,7 +95,7 @@ def extensions(methods: Iterable[ExtendConfig], shared: ExtensionConfig | None,
                recipes: dict[str, Recipe]) -> list[Extension]:
     """Every extension of a study, in the order of its methods. Raises ConfigError for one that cannot be made."""
     found = [Extension(_recipe(name, method, recipes), method.name, factor,
-                       tuple(_overrides(method, _known(shared), recipes[name], factor)))
+                       tuple(_overrides(method, _known(shared), recipes[name], factor)), tuple(method.changed))
              for method in methods for name in method.recipes for factor in method.factors]
     folders = [extension.folder(0) for extension in found]
     if twice := next((name for name in folders if folders.count(name) > 1), None):
@@ -119,7 +138,7 @@ def _overrides(method: ExtendConfig, shared: ExtensionConfig, base: Recipe, fact
            "train.save_every": shared.steps, "optim.lr": lr,
            **({} if optim.min_lr is None else {"optim.min_lr": float(f"{optim.min_lr * shared.lr_share:.6g}")}),
            "optim.warmup_samples": round(shared.warmup_share * shared.steps * batch)}
-    for key, value in {**own, **method.overrides}.items():
+    for key, value in {**own, **method.changed}.items():
         yield f"{key}={_text(value, length=length, base_length=train.seq_len, factor=factor)}"
 
 

@@ -7,10 +7,19 @@ margin, and one seed decides nothing.
 from __future__ import annotations
 
 from hinny.study.collect import Figure, Table
-from hinny.study.rules import LOSS_MARGIN, NOT_SEEN, SEEN, SHARE_MARGIN, SOLVED, UNCLEAR, Verdict, percent, spread
+from hinny.study.rules import (
+    FAILED,
+    LOSS_MARGIN,
+    NOT_SEEN,
+    SEEN,
+    SHARE_MARGIN,
+    SOLVED,
+    UNCLEAR,
+    Verdict,
+    percent,
+    spread,
+)
 
-PLAIN = "plain"
-"""The method that changes the length alone."""
 LOST = 0.02
 """nats/token that the loss at the base's length may rise by: 2 % of perplexity."""
 
@@ -32,20 +41,37 @@ def methods(table: Table, recipe: str) -> dict[str, list[tuple[int, int]]]:
     return found
 
 
+def plain(table: Table, recipe: str | None) -> tuple[str, list[tuple[int, int]]]:
+    """The method that changes the recipe's length alone, and (factor, length) of its extensions; none where there is no
+    such method, or more than one.
+
+    What a study itself sets for every extension (length, batch, steps, rate, warm-up) is not the method's.
+    """
+    if recipe is None:
+        return "", []
+    found = methods(table, recipe)
+    names = {one["method"] for one in table.about.get("extensions", []) if one["method"] in found
+             and one["recipe"] == recipe and not one.get("changes", [] if one["method"] == "plain" else [""])}
+    if len(names) != 1:
+        return "", []
+    (name,) = names
+    return name, found[name]
+
+
 def rope_hurts_extension(table: Table) -> Verdict:
     """C8: after extension the hybrid without positions has the lower loss, whatever is done with the other's RoPE."""
     bare, rope = recipe_of(table, "hybrid", "none"), recipe_of(table, "hybrid", "rope")
     if bare is None or rope is None:
         return Verdict(UNCLEAR, "The study has not one hybrid without positions and one with rotary positions.")
-    ours, theirs = methods(table, bare).get(PLAIN, []), methods(table, rope)
+    (name, ours), theirs = plain(table, bare), methods(table, rope)
     parts, states, read = [], [], ("extended.window_loss",)
     for factor, length in ours:
-        mine = _loss(table, bare, PLAIN, factor, length)
-        others = {name: _loss(table, rope, name, factor, length)
-                  for name, at in theirs.items() if (factor, length) in at}
-        if not others:
+        mine = _loss(table, bare, name, factor, length)
+        others = {method: loss for method, at in theirs.items() if (factor, length) in at
+                  and (loss := _loss(table, rope, method, factor, length)) is not None}
+        if mine is None or not others:
             continue
-        best = min(others, key=lambda name: others[name].value)
+        best = min(others, key=lambda method: others[method].value)
         parts.append(f"{factor}x, {length:,} tokens: {spread(mine)} without, {spread(others[best])} with ({best}, the "
                      f"best of {len(others)})")
         states.append(_gap(mine, others[best], LOSS_MARGIN))
@@ -69,21 +95,21 @@ def _all(states: list[str]) -> str:
     return UNCLEAR if others else one
 
 
-def _loss(table: Table, recipe: str, method: str, factor: int, length: int) -> Figure:
-    found = table.find("extended.window_loss", recipe, method=method, factor=factor, length=length)
-    assert len(found) == 1, (recipe, method, factor, length)
-    return found[0]
+def _loss(table: Table, recipe: str, method: str, factor: int, length: int) -> Figure | None:
+    """The loss in windows of that length; None where there is not exactly one figure."""
+    return table.one("extended.window_loss", recipe, method=method, factor=factor, length=length)
 
 
 def short_training_extends(table: Table) -> Verdict:
     """C28: the hybrid uses the longer context after a short training, and loses nothing at the old length."""
     name = recipe_of(table, "hybrid", "none")
-    at = methods(table, name).get(PLAIN, []) if name else []
+    method, at = plain(table, name)
     if name is None or not at:
         return Verdict(UNCLEAR, "The study extends no hybrid without positions by its length alone.")
     parts, states = [], []
     for factor, _ in at:
-        gained, lost = (table.one(f"extended.{what}", name, method=PLAIN, factor=factor) for what in ("gained", "lost"))
+        gained, lost = (table.one(f"extended.{what}", name, method=method, factor=factor)
+                        for what in ("gained", "lost"))
         if gained is None or lost is None:
             return Verdict(UNCLEAR, "The base was not asked at its own length.")
         parts.append(f"{factor}x: {spread(gained)} gained, {spread(lost)} lost")
@@ -98,14 +124,16 @@ def short_training_extends(table: Table) -> Verdict:
 def recall_past_the_extension(table: Table) -> Verdict:
     """C29: Phonebook stays solved at a length past the one that the hybrid was extended to."""
     name = recipe_of(table, "hybrid", "none")
-    at = methods(table, name).get(PLAIN, []) if name else []
+    method, at = plain(table, name)
     parts, states, read = [], [], ("extended.phonebook.exact",)
     for factor, length in at:
         assert name is not None
-        book = table.curve("extended.phonebook.exact", name, "length", method=PLAIN, factor=factor, form="standard")
+        book = table.curve("extended.phonebook.exact", name, "length", method=method, factor=factor, form="standard")
         inside = [f for f in book if f.number("length") <= length]
         beyond = [f for f in book if f.number("length") > length]
         if not inside or not beyond:
+            parts.append(f"extended to {length:,}: not asked on both sides of it")
+            states.append(UNCLEAR)
             continue
         asked = beyond[0]
         parts.append(f"extended to {length:,}: {percent(inside[-1].value)} there, {percent(asked.value)} at "
@@ -126,8 +154,9 @@ def hybrid_keeps_up(table: Table) -> Verdict:
     if ours is None or theirs is None:
         return Verdict(UNCLEAR, "The study has not one Transformer and one hybrid without positions.")
     parts, states, read = [], [], ("extended.long_recall",)
-    for factor, _ in methods(table, ours).get(PLAIN, []):
-        mine = table.one("extended.long_recall", ours, method=PLAIN, factor=factor)
+    method, at = plain(table, ours)
+    for factor, _ in at:
+        mine = table.one("extended.long_recall", ours, method=method, factor=factor)
         others = table.find("extended.long_recall", theirs, factor=factor)
         if mine is None or not others:
             continue
@@ -135,7 +164,8 @@ def hybrid_keeps_up(table: Table) -> Verdict:
         parts.append(f"{factor}x: {spread(mine)} beside {spread(best)} (Transformer, {best.shape['method']})")
         states.append(SEEN if mine.low >= best.high - SHARE_MARGIN else
                       NOT_SEEN if mine.high < best.low - SHARE_MARGIN else UNCLEAR)
-        if min(mine.seeds, best.seeds) < 2 or max(mine.value, best.value) < SHARE_MARGIN:
+        # a task that neither has learned decides nothing
+        if min(mine.seeds, best.seeds) < 2 or max(mine.low, best.low) < FAILED:
             states.append(UNCLEAR)
     if not parts:
         return Verdict(UNCLEAR, "The study does not extend both to one length.", read)

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from hinny.run import write_atomically
 from hinny.study.claims import judge
 from hinny.study.collect import Figure, Table, collect, read_table
 from hinny.study.draw import PALETTE, draw, inline, standalone
-from hinny.study.figures import colour, plots
+from hinny.study.figures import Plot, colour, plots
 from hinny.study.longer_figures import changes, extended_plots
+from hinny.study.overview import headline, overview, tiles
+from hinny.study.paper_table import paper_table
+from hinny.study.pareto import pareto
 from hinny.study.plan import Layout
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 from hinny.study.sheets import link, sheet
@@ -31,6 +35,8 @@ DARK = ("#62b5f5", "#e59bc8", "#ff9a52", "#3fcf9f", "#b3a4e6", "#d6c04a", "#8cc3
 MANY = 150
 """Figures of a plot beyond which the page names results/study.json in place of printing them."""
 CHANGES = ("extended.gained", "extended.lost", "extended.long_recall", "extended.short_recall")
+TRANSPOSED = 6
+"""Models beyond which the short table has them as rows."""
 MARKS = {SEEN: "✓", NOT_SEEN: "✗", UNCLEAR: "?"}
 
 
@@ -65,20 +71,29 @@ def _content(table: Table) -> dict[str, Any]:
     # what the study tests comes first, each part in the order of the numbers
     judged, lines = sorted(judge(table), key=lambda one: one.claim.rule is None), columns(table)
     recipes = table.about["recipes"]
-    shown, changed = [*sweep_plots(table), *extended_plots(table), *plots(table)], changes(table)
+    shown, changed, beside = every_plot(table), changes(table), paper_table(table)
     return {
         "about": table.about, "answer": answer(table, judged), "lines": lines, "plots": shown, "claims": judged,
+        "headline": headline(table, lines) or title(table), "tiles": tiles(table, lines), "paper": beside,
+        "transposed": len(recipes) > TRANSPOSED,
         "labels": {name: table.label(name) for name in [*recipes, *table.about["predicted"]]},
-        "colours": {name: colour(table, name) for name in [*recipes, *table.about["predicted"]]},
+        "colours": {name: colour(table, name) % len(PALETTE) for name in [*recipes, *table.about["predicted"]]},
         "title": title(table), "changes": changed, "marks": MARKS, "verdicts": (SEEN, NOT_SEEN, UNCLEAR),
         "spread": spread_note(table), "data_facts": data_facts(table.about["data"]),
         "provenance": {plot.id: provenance(plot.figures) for plot in shown} | {
             "changes": provenance(f for what in CHANGES for f in table.find(what)),
+            "paper": provenance(beside.figures if beside else []),
             "short": provenance(figure for line in lines for figure in line.figures),
             "claims": provenance(figure for what in dict.fromkeys(w for j in judged for w in j.verdict.read)
                                  for figure in table.find(what))},
         "digits": {plot.id: values(table, plot.figures) for plot in shown},
     }
+
+
+def every_plot(table: Table) -> list[Plot]:
+    """All plots of the study in the page's order; the overview, where there is one, first."""
+    found = [overview(table), *sweep_plots(table), *extended_plots(table), pareto(table), *plots(table)]
+    return [plot for plot in found if plot is not None]
 
 
 def title(table: Table) -> str:
@@ -128,4 +143,16 @@ def template(name: str, *, escape: bool) -> jinja2.Template:
     """A page's template; `escape`: for HTML."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("hinny.study"), autoescape=escape,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"cell": cell, "whole": whole}
     return environment.get_template(name)
+
+
+def cell(text: str) -> str:
+    """Text that stays in its cell of a Markdown table, and stays text."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
+def whole(text: str) -> Markup:
+    """Text of a page whose names with hyphens are not broken at the end of a line, as far as a phone has room."""
+    return Markup(" ").join(Markup('<span class="name">{}</span>').format(word) if "-" in word and len(word) < 20
+                            else escape(word) for word in text.split(" "))

@@ -12,6 +12,11 @@ from hinny.study.longer_figures import sentence
 from hinny.study.rules import FAILED, NOT_SEEN, SEEN, UNCLEAR, percent
 from hinny.study.tasks_figures import ruler_means
 
+SEEDS, TIMINGS, COUNTED = "seeds", "repeated timings", "counted"
+"""What a measure's range is of."""
+LISTED = 6
+"""Models up to which a sentence names each."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -20,17 +25,6 @@ class Cell:
     text: str
     range: str = ""
     best: bool = False
-
-
-@dataclass(frozen=True)
-class Line:
-    """One measure of all models."""
-
-    title: str
-    unit: str
-    hint: str
-    cells: list[Cell]
-    figures: list[Figure]
 
 
 @dataclass(frozen=True)
@@ -43,14 +37,29 @@ class Score:
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """How a line of the table is made: which figures, how printed, and which way is better."""
+class Measure:
+    """How a line of the table is made: which figures, how printed, which way is better, and what its range is of."""
 
+    key: str
     title: str
     unit: str
     lower: bool
     form: Callable[[float], str]
     pick: Callable[[Table, str], list[Figure]]
+    spread: str = SEEDS
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measure of all models: as printed, as scores of those that have it, and its figures."""
+
+    title: str
+    unit: str
+    hint: str
+    cells: list[Cell]
+    figures: list[Figure]
+    measure: Measure
+    scores: dict[str, Score]
 
 
 def mean(figures: list[Figure]) -> Score:
@@ -72,30 +81,33 @@ def _last(what: str) -> Callable[[Table, str], list[Figure]]:
     return lambda table, name: table.curve(what, name, "context")[-1:]
 
 
-def _measures(table: Table) -> list[_Measure]:
+def _measures(table: Table) -> list[Measure]:
     contexts = [f.number("context") for f in table.find("decode")]
     longest, trained = (f"{max(contexts):,}" if contexts else ""), f"{trained_length(table):,}"
     return [
-        _Measure("Held-out loss", "nats/token", True, "{:.3f}".format, lambda t, n: t.find("held_out_loss", n)),
-        _Measure("Bits per byte", "", True, "{:.3f}".format, lambda t, n: t.find("bits_per_byte", n)),
-        _Measure(f"Phonebook up to {trained} tokens", "exact", False, percent, lambda t, n: book(t, n, beyond=False)),
-        _Measure(f"Phonebook beyond {trained}", "exact", False, percent, lambda t, n: book(t, n, beyond=True)),
-        _Measure("Multi-query recall", "right", False, percent, lambda t, n: t.find("mqar.accuracy", n)),
-        _Measure("Copying", "right", False, percent, lambda t, n: t.find("copy.accuracy", n)),
-        _Measure(f"RULER up to {trained} tokens", "mean of tasks", False, percent,
-                 lambda t, n: ruler_means(t, n, beyond=False)),
-        _Measure(f"RULER beyond {trained}", "mean of tasks", False, percent,
-                 lambda t, n: ruler_means(t, n, beyond=True)),
-        _Measure("Choice by letter", "right", False, percent, lambda t, n: t.find("choice-letter.acc", n)),
-        _Measure("Choice by text", "right", False, percent, lambda t, n: t.find("choice-text.acc", n)),
-        _Measure("Cloze questions", "right", False, percent, lambda t, n: t.find("choice-cloze.acc", n)),
-        _Measure("Training speed", "tokens/s", False, "{:,.0f}".format, lambda t, n: t.find("train", n)),
-        _Measure(f"Decode after {longest} tokens", "tokens/s", False, "{:,.0f}".format, _last("decode")),
-        _Measure(f"State and cache at {longest}", "bytes", True, _bytes, _last("state_bytes")),
+        Measure("text", "Held-out loss", "nats/token", True, "{:.3f}".format, lambda t, n: t.find("held_out_loss", n)),
+        Measure("bits", "Bits per byte", "", True, "{:.3f}".format, lambda t, n: t.find("bits_per_byte", n)),
+        Measure("recall", f"Phonebook up to {trained} tokens", "exact", False, percent,
+                lambda t, n: book(t, n, beyond=False)),
+        Measure("beyond", f"Phonebook beyond {trained}", "exact", False, percent, lambda t, n: book(t, n, beyond=True)),
+        Measure("pairs", "Multi-query recall", "right", False, percent, lambda t, n: t.find("mqar.accuracy", n)),
+        Measure("copying", "Copying", "right", False, percent, lambda t, n: t.find("copy.accuracy", n)),
+        Measure("ruler", f"RULER up to {trained} tokens", "mean of tasks", False, percent,
+                lambda t, n: ruler_means(t, n, beyond=False)),
+        Measure("ruler beyond", f"RULER beyond {trained}", "mean of tasks", False, percent,
+                lambda t, n: ruler_means(t, n, beyond=True)),
+        Measure("letter", "Choice by letter", "right", False, percent, lambda t, n: t.find("choice-letter.acc", n)),
+        Measure("choice", "Choice by text", "right", False, percent, lambda t, n: t.find("choice-text.acc", n)),
+        Measure("cloze", "Cloze questions", "right", False, percent, lambda t, n: t.find("choice-cloze.acc", n)),
+        Measure("training", "Training speed", "tokens/s", False, "{:,.0f}".format, lambda t, n: t.find("train", n),
+                TIMINGS),
+        Measure("decode", f"Decode after {longest} tokens", "tokens/s", False, "{:,.0f}".format, _last("decode"),
+                TIMINGS),
+        Measure("memory", f"State and cache at {longest}", "bytes", True, in_bytes, _last("state_bytes"), COUNTED),
     ]
 
 
-def _bytes(value: float) -> str:
+def in_bytes(value: float) -> str:
     for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= size:
             return f"{value / size:.3g} {unit}"
@@ -109,7 +121,7 @@ def columns(table: Table) -> list[Line]:
     return [_line(measure, found) for measure, found in picked if any(found.values())]
 
 
-def _line(measure: _Measure, found: dict[str, list[Figure]]) -> Line:
+def _line(measure: Measure, found: dict[str, list[Figure]]) -> Line:
     scores = {name: mean(figures) for name, figures in found.items() if figures}
     best = leaders(scores, measure.lower)
     cells = []
@@ -121,7 +133,8 @@ def _line(measure: _Measure, found: dict[str, list[Figure]]) -> Line:
         text, low, high = (measure.form(v) for v in (score.value, score.low, score.high))
         cells.append(Cell(text, f"{low} – {high}" if low != high else "", name in best))
     figures = [f for part in found.values() for f in part]
-    return Line(measure.title, measure.unit, "lower is better" if measure.lower else "higher is better", cells, figures)
+    return Line(measure.title, measure.unit, "lower is better" if measure.lower else "higher is better", cells, figures,
+                measure, scores)
 
 
 def leaders(scores: dict[str, Score], lower: bool) -> list[str]:
@@ -147,7 +160,8 @@ def _scores(table: Table, what: Callable[[str], list[Figure]]) -> dict[str, Scor
     return {name: mean(found) for name in table.about["recipes"] if (found := what(name))}
 
 
-def _names(table: Table, names: list[str]) -> str:
+def said(table: Table, names: list[str]) -> str:
+    """The recipes' names as a part of a sentence."""
     labels = [table.label(name) for name in names]
     return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
 
@@ -161,7 +175,7 @@ def _text(table: Table) -> str:
     if not best:
         return "On held-out text the models cannot be told apart: the ranges of their seeds overlap."
     worst = order[-1]
-    lead = f"{_names(table, best)} predict{'s' if len(best) == 1 else ''} held-out text best"
+    lead = f"{said(table, best)} predict{'s' if len(best) == 1 else ''} held-out text best"
     gap = scores[worst].value - scores[order[0]].value
     return (f"{lead}: {scores[order[0]].value:.3f} nats/token, {gap:.3f} less than {table.label(worst)}, the last of "
             f"{len(order)}{'' if len(best) == 1 else '; their seeds do not tell them apart'}.")
@@ -172,7 +186,9 @@ def _recall(table: Table) -> str:
     if not scores:
         return ""
     order = sorted(scores, key=lambda name: -scores[name].value)
-    listed = ", ".join(f"{table.label(name)} {percent(scores[name].value)}" for name in order)
+    named = order if len(order) <= LISTED else [*order[:3], order[-1]]
+    listed = ", ".join(f"{table.label(name)} {percent(scores[name].value)}" for name in named)
+    listed += f" (the best three of {len(order)}, and the last)" if named != order else ""
     if scores[order[0]].value < FAILED:
         return f"Recall of phone numbers was hardly learned by any model at this size: {listed} exactly right."
     return f"Phone numbers recalled exactly from prompts up to the training length: {listed}."
@@ -189,7 +205,7 @@ def _generation(table: Table) -> str:
     times = speed[fast].value / speed[slow].value
     return (f"After {max(contexts):,} tokens {table.label(fast)} decodes {times:.1f} times "
             f"as fast as {table.label(slow)} on this machine, and {table.label(small)} carries "
-            f"{_bytes(size[small].value)} a sequence against {_bytes(size[large].value)} of {table.label(large)}.")
+            f"{in_bytes(size[small].value)} a sequence against {in_bytes(size[large].value)} of {table.label(large)}.")
 
 
 def _verdicts(judged: list[Judged]) -> str:

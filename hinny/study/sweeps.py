@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,8 @@ def _plot(table: Table, name: str, title: str, lines: list[dict[str, Any]]) -> P
         if series:
             panels.append(Panel(
                 heading, AXES[axis], y, series, limits=(-0.03, 1.03) if share else limits([series], 0.1),
-                format_y=percent if share else None, log_x=axis in LOGARITHMIC, ticks=_ticks(series),
+                format_y=percent if share else None, log_x=axis in LOGARITHMIC,
+                ticks=_ticks(series, axis in LOGARITHMIC),
                 format_x=_namer(names) if named else percent if axis in SHARES else None))
     if not panels:
         return None
@@ -74,12 +76,17 @@ def _namer(names: list[str]) -> Callable[[float], str]:
     return lambda value: names[round(value)] if 0 <= round(value) < len(names) else ""
 
 
-def _ticks(series: list[Series]) -> list[float]:
-    """Every x at which a model stands, those that would touch another one left out."""
+def _ticks(series: list[Series], logarithmic: bool) -> list[float]:
+    """The first and the last x at which a model stands, and those between whose labels touch no other."""
     places = sorted({p.x for one in series for p in one.points})
-    room = (places[-1] - places[0]) * 0.06 if len(places) > 1 else 0.0
-    kept: list[float] = []
-    for place in reversed(places):
-        if not kept or kept[-1] - place >= room:
+
+    def at(place: float) -> float:
+        return math.log(place) if logarithmic else place
+
+    first, last = places[0], places[-1]
+    room = (at(last) - at(first)) * 0.12
+    kept = [first, last] if room else [first]
+    for place in reversed(places[1:-1]):
+        if all(abs(at(other) - at(place)) >= room for other in kept):
             kept.append(place)
-    return kept
+    return sorted(kept)

@@ -10,7 +10,7 @@ shares of so many questions.
 from __future__ import annotations
 
 from hinny.study.collect import FAMILIES, Figure, Table
-from hinny.study.longer_rules import PLAIN, methods, recipe_of
+from hinny.study.longer_rules import plain, recipe_of
 from hinny.study.rules import FAILED, NOT_SEEN, PURE, SEEN, SHARE_MARGIN, UNCLEAR, Verdict, percent
 from hinny.study.tasks import RULER_MEAN
 
@@ -140,8 +140,9 @@ def extended_hybrid_leads_on_ruler(table: Table) -> Verdict:
     if ours is None or theirs is None:
         return Verdict(UNCLEAR, "The study has not one Transformer and one hybrid without positions.")
     parts, states = [], set()
-    for factor, length in methods(table, ours).get(PLAIN, []):
-        mine = table.one(EXTENDED_MEAN, ours, method=PLAIN, factor=factor, length=length)
+    method, at = plain(table, ours)
+    for factor, length in at:
+        mine = table.one(EXTENDED_MEAN, ours, method=method, factor=factor, length=length)
         others = table.find(EXTENDED_MEAN, theirs, factor=factor, length=length)
         if mine is None or not others:
             continue

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from hinny.config import Section
 from hinny.errors import ConfigError
+from hinny.study.longer import flatten
 from hinny.study.match import FitConfig
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
@@ -44,10 +45,10 @@ class VaryConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> VaryConfig:
-        for key in (*self.overrides, *self.each):
+        for key in (*flatten(self.overrides), *self.each):
             if key in ("name", "train.seed", "data.path"):
                 raise ValueError(f"overrides and each may not set {key}: the study sets it.")
-        if both := [key for key in self.each if key in self.overrides]:
+        if both := [key for key in self.each if key in flatten(self.overrides)]:
             raise ValueError(f"overrides and each both set {both[0]}; remove one.")
         if self.each and self.values is None:
             raise ValueError("each has no effect without values; give them, or use overrides.")
@@ -92,7 +93,7 @@ def variants(entries: list[VaryConfig]) -> list[Variant]:
 
 
 def _overrides(entry: VaryConfig, place: int, value: Value | None) -> Iterator[str]:
-    for key, item in entry.overrides.items():
+    for key, item in flatten(entry.overrides).items():
         filled = isinstance(item, str) and "{value}" in item
         yield f"{key}={item.replace('{value}', str(value)) if filled else _text(item)}"
     for key, items in entry.each.items():

@@ -6,8 +6,6 @@ rest of the architecture, and the tokenizer, are the base's.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 from hinny.checkpoint import differences, read_meta, uncut
 from hinny.config import Recipe, TrainConfig
 from hinny.errors import CheckpointError, ConfigError
-from hinny.run import Run
+from hinny.run import Run, weights_print
 
 log = logging.getLogger("hinny.train")
 
@@ -65,7 +63,7 @@ def open_base(recipe: Recipe, out: Run) -> Base | None:
     name, meta = run.recipe.name, read_meta(run, recipe.init.step)
     _check_model(run, meta["recipe"]["model"], recipe)
     record = {"from": str(run.path), "step": meta["step"], "name": name, "seq_len": meta["recipe"]["train"]["seq_len"],
-              "weights": _print(meta)}
+              "weights": weights_print(meta)}
     base = Base(run, int(meta["step"]), record)
     _check_positions(base, meta, recipe)
     return base
@@ -162,8 +160,3 @@ def _told(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {one}" for key, one in value.items() if one is not None)
     return "none" if value is None else str(value)
-
-
-def _print(meta: dict[str, Any]) -> str:
-    """What tells the weights of a checkpoint from all others: the sha256 of its files' sums."""
-    return hashlib.sha256(json.dumps(meta["files"], sort_keys=True).encode()).hexdigest()

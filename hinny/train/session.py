@@ -106,9 +106,10 @@ class Session:
             log.warning("the run had %d threads and has %d now: sums may round differently from here on.",
                         before, threads)
         self.run.write_recipe(self.recipe)
-        self.run.write_env(environment(device=self.device.type, seed=self.recipe.train.seed, threads=threads,
-                                       data_fingerprint=self.stream.fingerprint, accelerator=accelerator),
-                           resumed=resumed)
+        env = environment(device=self.device.type, seed=self.recipe.train.seed, threads=threads,
+                          data_fingerprint=self.stream.fingerprint, accelerator=accelerator)
+        # told here too: checkpoints may be deleted
+        self.run.write_env(env if self.origin is None else {**env, "init": self.origin}, resumed=resumed)
         self.run.keep_metrics(self.step)
         self._adopt_data()
         if self.step == 0 and self.origin is not None:

@@ -98,9 +98,9 @@ def test_a_reader_of_the_last_tokens_alone_fails_where_the_entry_is_too_far_away
     monkeypatch.setattr(engine, "logits", oracle)
     rows = phonebook_depths(engine, EvalOptions(samples=3, lengths=(300, 900)))
     cells = {row["shape"]: row["value"] for row in rows}
-    assert list(cells) == [f"length={length} depth={depth}" for length in (300, 900) for depth in DEPTHS]
+    assert list(cells) == [f"length={length} depth={depth} digits=4" for length in (300, 900) for depth in DEPTHS]
     assert all(value == 1.0 for shape, value in cells.items() if "length=300" in shape)
-    assert [cells[f"length=900 depth={depth}"] for depth in DEPTHS] == [0, 0, 0, 0, 0, 1, 1]
+    assert [cells[f"length=900 depth={depth} digits=4"] for depth in DEPTHS] == [0, 0, 0, 0, 0, 1, 1]
     with pytest.raises(ConfigError, match=r"the smallest phone book of 4-digit numbers takes \d+ tokens"):
         phonebook_depths(engine, EvalOptions(lengths=(16,)))
 

@@ -14,7 +14,9 @@ from hinny.config import Recipe
 from hinny.run import Run, row, write_atomically
 from hinny.study.conduct import predictions
 from hinny.study.config import StudyConfig, load_recipes, load_study
-from hinny.study.plan import Layout, checkpoint, claim_folder
+from hinny.study.done import checkpoint
+from hinny.study.folder import claim_folder
+from hinny.study.plan import Layout
 
 SKILL = {"tiny-transformer": 0.0, "tiny-mamba": 0.07, "tiny-mamba2": 0.04, "tiny-hybrid": -0.08}
 """Invented differences of loss."""

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from hinny.config import load_recipe
-from hinny.errors import ConfigError
-from hinny.run import Run, row
+from hinny.errors import ConfigError, RunError
+from hinny.run import Run, row, weights_print
 from hinny.study import longer_rules
 from hinny.study.collect import Figure, Table, describe
 from hinny.study.config import load_extensions, load_recipes, load_study
+from hinny.study.folder import claim_folder
 from hinny.study.gains import extended_rows
 from hinny.study.longer import Extension
-from hinny.study.plan import Layout, claim_folder, stages
+from hinny.study.plan import Layout, stages
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 
 STUDY = """
@@ -94,6 +95,11 @@ def test_extensions_are_trainings_that_begin_with_the_runs_of_their_seed(file: P
     (["extend=[{name='a',recipes=['tiny-hybrid'],factors=[3]}]"], "batches of 4 sequences, which 3 does not divide"),
     (["extend=[{name='a',recipes=['tiny-hybrid'],factors=[8]}]"], "batches of 4 sequences, which 8 does not divide"),
     (["eval.lengths=[64,128]"], "eval.lengths lacks 256"),
+    (["eval.lengths=[64,96,128,256]"], "eval.lengths has 96, which does not divide 256"),
+    (["extend=[{name='a',recipes=['tiny-hybrid'],factors=[2],overrides={'init.from'='x'}}]"],
+     "overrides may not set init.from"),
+    (["extend=[{name='a',recipes=['tiny-hybrid'],factors=[2],overrides={train={seq_len=9}}}]"],
+     "overrides may not set train.seq_len"),
     (["eval.tasks=['heldout']"], 'needs the task "window-loss"'),
     (["extend=[]"], r"\[extension\] has no effect without \[\[extend\]\]"),
     (["extend=[{name='a',recipes=['tiny-hybrid'],factors=[2],overrides={'train.seq_len'=9}}]"],
@@ -129,6 +135,8 @@ def test_a_folder_may_gain_seeds_and_methods_and_nothing_else(file: Path, tmp_pa
     file.write_text(text + '[[extend]]\nname = "more"\nrecipes = ["tiny-hybrid"]\nfactors = [2]\n')
     with pytest.raises(ConfigError, match=r"seeds was \[1, 2\] and is now \[2\]"):
         claim("seeds=[2]")
+    with pytest.raises(ConfigError, match=r"seeds was \[1, 2\] and is now \[3, 1, 2\]"):
+        claim("seeds=[3,1,2]")
     with pytest.raises(ConfigError, match=r"extension.steps was 10 and is now 11"):
         claim("extension.steps=11")
 
@@ -163,7 +171,32 @@ def test_a_base_without_its_checkpoint_is_done_when_no_extension_needs_it(file: 
     # records that end early are of a training that did not
     (mine[0][0].run / "metrics.jsonl").write_text('{"step": 9, "loss": 1.0}\n')
     assert not mine[0][0].done()
+    # trained again it would not be what the others went on from
+    with pytest.raises(RunError, match=r"the checkpoint of .*tiny-transformer-s1 is gone, .* Bring it back, or remove"):
+        base.done()
+    for chain in mine:
+        shutil.rmtree(chain[0].run)
     assert not base.done()
+
+
+def test_an_extension_of_other_weights_than_its_base_has_now_is_told(file: Path, tmp_path: Path) -> None:
+    config = load_study(file)
+    _, bases, longer = plan_of(file, tmp_path)
+    base, extend = bases.chains[0][0], longer.chains[0][0]
+    finish(base, config, 400, checkpoint=True)
+    meta = base.run / "checkpoints" / "step-00000400" / "meta.json"
+    meta.write_text(json.dumps({"files": {"model": "a" * 64}}))
+    finish(extend, config, 10, checkpoint=False)
+    Run(extend.run).write_env({"init": {"weights": weights_print({"files": {"model": "a" * 64}})}}, resumed=False)
+    assert extend.done()
+    meta.write_text(json.dumps({"files": {"model": "b" * 64}}))
+    with pytest.raises(RunError, match=r"plain-2x went on from other weights than .*tiny-transformer-s1 has now"):
+        extend.done()
+
+
+def test_tables_of_overrides_are_read_as_their_keys_are(file: Path, tmp_path: Path) -> None:
+    nested = "extend=[{name='a',recipes=['tiny-hybrid'],factors=[2],overrides={optim={lr=2e-3}}}]"
+    assert "optim.lr=0.002" in plan_of(file, tmp_path, nested)[2].chains[0][0].argv
 
 
 def extension() -> Extension:

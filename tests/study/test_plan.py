@@ -15,7 +15,9 @@ from hinny.errors import ConfigError, RunError
 from hinny.run import Run, write_atomically
 from hinny.study.collect import collect, family, read_table
 from hinny.study.config import EvalConfig, StudyConfig, differences, load_recipes, load_study
-from hinny.study.plan import Layout, checkpoint, claim_folder, stages
+from hinny.study.done import checkpoint
+from hinny.study.folder import claim_folder
+from hinny.study.plan import Layout, stages
 
 Quick = tuple[StudyConfig, dict[str, Recipe]]
 

@@ -24,11 +24,11 @@ from hinny.study.claims import CLAIMS
 from hinny.study.collect import collect, read_table
 from hinny.study.draw import apart, short
 from hinny.study.figures import plots
-from hinny.study.report import report
+from hinny.study.report import every_plot, report
 from hinny.study.summary import Score, columns, leaders
 
-PLOTS = ["learning", "positions", "phonebook", "digits", "recall", "speed", "memory", "predicted",
-         "predicted_prompt"]
+PLOTS = ["overview", "pareto", "learning", "positions", "phonebook", "digits", "recall", "speed", "memory",
+         "predicted", "predicted_prompt"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_every_plot_offers_its_figures_as_a_sheet(page: Path, study_folder: Path
     table, text = read_table(study_folder), page.read_text()
     offered = dict(re.findall(r'download="trial-([a-z_]+)\.csv" href="data:text/csv;base64,([^"]+)"', text))
     assert list(offered) == PLOTS
-    for plot in plots(table):
+    for plot in every_plot(table):
         file = study_folder / "report_files" / f"{plot.id}.csv"
         assert base64.b64decode(offered[plot.id]).decode() == file.read_text()
         rows = list(csv.DictReader(file.read_text().splitlines()))
@@ -72,14 +72,14 @@ def test_all_claims_captions_recipes_and_provenance_are_there(page: Path, study_
         assert claim.text in text
         assert claim.paper in text
         assert (claim.longer or claim.test) in text
-    shown = plots(table)
+    shown = every_plot(table)
     assert [plot.id for plot in shown] == PLOTS
     for plot in shown:
         assert visible(plot.caption) in text
     for recipe in table.about["recipes"].values():
         assert visible(recipe["toml"]).strip() in text
-    # the table, each plot and the claims say what made them
-    assert text.count("How these figures were made") == len(PLOTS) + 2
+    # the short table, the paper's, each plot and the claims say what made them
+    assert text.count("How these figures were made") == len(PLOTS) + 3
     assert "hinny eval tiny-hybrid-s2 phonebook" in text
     assert "0123456789ab" in text
     assert "Made-up CPU, 2 cores" in text
@@ -89,7 +89,7 @@ def test_all_claims_captions_recipes_and_provenance_are_there(page: Path, study_
 
 def test_every_file_that_the_markdown_shows_exists(page: Path, study_folder: Path) -> None:
     files = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (study_folder / "report.md").read_text())
-    assert len(files) == 21
+    assert len(files) == 27
     for file in files:
         assert (study_folder / file).read_text().startswith("<?xml")
 
@@ -236,7 +236,7 @@ def test_a_browser_renders_the_page_without_help_from_outside(
     assert len(captions) == len(PLOTS)
     assert all(len(caption) > 60 for caption in captions)
     sizes = tab.eval_on_selector_all("figure svg", "all => all.map(s => s.getBoundingClientRect().toJSON())")
-    assert len(sizes) == 21
+    assert len(sizes) == 27
     assert all(s["width"] > 250 and s["height"] > 150 and s["right"] <= width for s in sizes)
     ink, paper = tab.evaluate("['color', 'backgroundColor'].map(key => getComputedStyle(document.body)[key])")
     drawn = tab.evaluate("getComputedStyle(document.querySelector('figure svg text')).fill")

@@ -129,5 +129,12 @@ def test_sizes_get_a_law_with_its_band_and_say_where_two_laws_meet() -> None:
     assert "<svg" in draw(panel)
 
 
+def test_labels_of_an_axis_do_not_touch() -> None:
+    (plot,) = sweep_plots(table("attention", {"l": [0, 2, 4, 8, 50]}, {"l": [0.0, 0.02, 0.04, 0.08, 0.5]}))
+    assert plot.panels[0].ticks == [0.0, 0.08, 0.5]
+    (plot,) = sweep_plots(table("parameters", {"T": [1, 2, 3, 4]}, {"T": [1e6, 1.1e6, 2e6, 4e6]}))
+    assert plot.panels[0].ticks == [1e6, 2e6, 4e6]
+
+
 def test_a_study_that_varies_nothing_has_no_such_plot() -> None:
     assert sweep_plots(Table([], {"recipes": {}, "predicted": {}})) == []

@@ -17,7 +17,9 @@ from hinny.evals.suites import table as registry
 from hinny.run import Run, row, write_atomically
 from hinny.study import tasks
 from hinny.study.config import StudyConfig, load_extensions, load_recipes, load_study
-from hinny.study.plan import Job, Layout, checkpoint, claim_folder, stages
+from hinny.study.done import checkpoint
+from hinny.study.folder import claim_folder
+from hinny.study.plan import Job, Layout, stages
 from hinny.study.tasks_figures import HEADLINES
 
 ASKED = ["eval.tasks=['heldout','mqar','choice-letter','induction','ruler-vt','ruler-fwe']",
@@ -103,7 +105,7 @@ def test_models_without_positions_are_asked_past_their_training_without_a_limit(
 
 def test_an_extended_model_is_held_against_what_it_was_extended_to(study_file: Path) -> None:
     longer = ["extend=[{name='plain',recipes=['tiny-transformer'],factors=[2]}]", "extension.steps=10",
-              "extension.warmup_share=0.5", "eval.tasks=['window-loss','ruler-vt']"]
+              "extension.warmup_share=0.5", "eval.tasks=['window-loss','ruler-vt']", "eval.lengths=[256,512]"]
     config, recipes = asking(study_file, *longer, "eval.ruler_lengths=[256]")
     assert len(load_extensions(config, recipes)) == 1
     with pytest.raises(ConfigError, match=r"ruler_lengths has 512.*trained on 256"):

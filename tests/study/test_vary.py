@@ -13,7 +13,8 @@ from hinny.config import Recipe, find, load_recipe
 from hinny.errors import ConfigError
 from hinny.study.collect import sweeps
 from hinny.study.config import StudyConfig, load_recipes, load_study
-from hinny.study.plan import Layout, claim_folder, stages
+from hinny.study.folder import claim_folder
+from hinny.study.plan import Layout, stages
 
 STUDY = """
 description = "Variants."
