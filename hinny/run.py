@@ -135,6 +135,18 @@ class Run:
         finally:
             os.close(handle)
 
+    @property
+    def holder(self) -> str | None:
+        """The pid of the process that holds this run directory, as far as this machine knows; None if none does."""
+        if not (file := self.path / ".lock").is_file():
+            return None
+        with open(file, "rb") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return handle.read(32).decode().strip() or "unknown"
+        return None
+
     def log(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl in one write, so that a killed process tears at most its last line."""
         line = json.dumps(record, allow_nan=False) + "\n"

@@ -171,7 +171,7 @@ def study(
     text: Annotated[list[Path] | None, typer.Option(help="Text files or folders to train on; may be repeated.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="A JSON-lines file to train on, with --field.")] = None,
     field: Annotated[str | None, typer.Option(help="With --jsonl: the field that holds the text.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time; one a core by default.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time, on each GPU if any.")] = None,
 ) -> None:
     """The main job: several recipes on the same data, evaluated and timed alike, one report."""
     from hinny.study.conduct import study as run

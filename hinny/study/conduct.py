@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -16,11 +18,13 @@ from hinny.config import load_recipe
 from hinny.run import command_line, row, write_atomically
 from hinny.study.collect import read_table
 from hinny.study.config import PredictConfig, load_recipes, load_study
-from hinny.study.execute import run_stage
+from hinny.study.devices import Devices, find_devices
+from hinny.study.execute import Stages, sigterm_as_interrupt
 from hinny.study.folder import claim_folder
 from hinny.study.plan import Layout, Stage, stages
 from hinny.study.progress import Display
 from hinny.study.report import report
+from hinny.study.share import Claims
 from hinny.study.summary import columns
 
 INTERRUPTED = 130
@@ -35,8 +39,10 @@ def study(source: str | Path, *, out: str | Path | None = None, text: Sequence[s
     out           the study's folder, out/NAME if not given; what is done in it is reused
     text, jsonl   files and folders, or a file of JSON lines, to train on in place of the study's; field names the text
                   in each line
-    jobs          trainings at a time
+    jobs          trainings at a time: on each GPU, or without GPUs in all
     overrides     `key=value` of the study, for instance overrides.train.steps=50
+    Several processes may run the same study in one folder, on one machine or many: each takes what no other has, and
+    one writes the report.
     Raises ConfigError for a study that cannot be run or that changed since the folder was made, RunError when a job
     fails. Ctrl-C lets the running jobs save, tells how to go on, and exits with status 130.
     """
@@ -48,15 +54,41 @@ def study(source: str | Path, *, out: str | Path | None = None, text: Sequence[s
     recipes = load_recipes(config)
     layout = Layout(Path(out) if out else Path("out") / config.name)
     rows = predictions(config.predict) if config.predict else []
-    claim_folder(config, recipes, layout)
-    console = Console()
-    _run(stages(config, recipes, layout, cores()), console, layout)
-    if rows:
-        write_atomically(layout.results / "predict.json", json.dumps(rows, indent=1) + "\n")
-    page = report(layout.root)
-    print_table(layout.root, console)
-    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+    devices = find_devices(cores())
+    console, claims = Console(), Claims(layout.root)
+    with _interruptible(console, layout):
+        with claims.holding("folder"):
+            claim_folder(config, recipes, layout)
+        if devices.gpus:
+            _say(console, f"GPUs of this process: {', '.join(devices.gpus)}. Trainings at a time on each: "
+                          f"{config.jobs or 1}.")
+        here = config.model_copy(update={"jobs": devices.slots(config.jobs)})
+        plan = stages(here, recipes, layout, cores())
+        _run(plan, console, claims, devices)
+        # named by its jobs: the report of some is not that of more, should the study have grown meanwhile
+        name = f"report-{hashlib.sha256(repr(_names(plan)).encode()).hexdigest()[:12]}"
+        with claims.holding(name):
+            if claims.due(name):
+                _report(layout, rows, console)
+                claims.mark(name)
+                claims.forget_failures()
+    page = layout.root / "report.html"
+    _say(console, f"Report: {page}")
     return page
+
+
+def _run(plan: list[Stage], console: Console, claims: Claims, devices: Devices) -> None:
+    total = len(_names(plan))
+    with Display(console, total) as display:
+        conducted = Stages(display, claims, devices)
+        for stage in plan:
+            conducted.run(stage)
+    if display.foreign:
+        _say(console, f"This process ran {display.ran} of {total} jobs.")
+
+
+def _names(plan: list[Stage]) -> list[str]:
+    return [job.name for stage in plan for chain in stage.chains for job in chain]
 
 
 def cores() -> int:
@@ -64,15 +96,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _run(plan: list[Stage], console: Console, layout: Layout) -> None:
-    total = sum(len(chain) for stage in plan for chain in stage.chains)
+def _report(layout: Layout, rows: list[dict[str, object]], console: Console) -> None:
+    if rows:
+        write_atomically(layout.results / "predict.json", json.dumps(rows, indent=1) + "\n")
+    report(layout.root)
+    print_table(layout.root, console)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _interruptible(console: Console, layout: Layout) -> Iterator[None]:
+    """Within: Ctrl-C and SIGTERM tell how to go on, and end the study with status 130."""
     try:
-        with Display(console, total) as display:
-            for stage in plan:
-                run_stage(stage, display)
+        with sigterm_as_interrupt():
+            yield
     except KeyboardInterrupt:
-        console.print(f"Stopped; what was running has saved. The same command goes on from there: "
-                      f"{command_line()} (folder {layout.root}).", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"Stopped; what was running has saved. The same command goes on from there: {command_line()} "
+                      f"(folder {layout.root}).")
         raise SystemExit(INTERRUPTED) from None
 
 

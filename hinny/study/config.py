@@ -91,7 +91,7 @@ class StudyConfig(Section):
     may_differ: list[str] = Field(default_factory=list)
     """Keys of data, optim and train in which recipes may differ, such as optim.lr; the report lists them."""
     jobs: Positive | None = None
-    """Trainings at a time, one thread each; without it, as many as there are cores."""
+    """Trainings at a time, one thread each: on each GPU, one by default; without GPUs in all, by default one a core."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Keys set in every recipe, for instance train.steps."""
     extension: ExtensionConfig | None = None

@@ -40,10 +40,15 @@ class Tail:
 
 
 class Display:
-    """Tells about jobs on `console`; use as a context manager. `total` is the number of jobs."""
+    """Tells about jobs on `console`; use as a context manager. `total` is the number of jobs.
+
+    `ran` counts what this process ran, `foreign` what another one did meanwhile.
+    """
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total, self.count = console, total, 0
+        self.ran, self.foreign = 0, 0
+        self._waited = ""
         self.tails: dict[str, tuple[Job, Tail]] = {}
         self.bars: dict[str, TaskID] = {}
         self.printed = time.monotonic()
@@ -70,10 +75,18 @@ class Display:
         self.progress.remove_task(self.bars.pop(job.name))
         last = self.tails.pop(job.name)[1].read() if job.name in self.tails else {}
         loss = f", loss {last['loss']:.3f}" if last else ""
+        self.ran += 1
         self._count(f"{job.name}: {seconds:.0f} s{loss}")
 
-    def reused(self, job: Job) -> None:
-        self._count(f"{job.name}: reused")
+    def reused(self, job: Job, elsewhere: bool = False) -> None:
+        self.foreign += elsewhere
+        self._count(f"{job.name}: {'done by another process' if elsewhere else 'reused'}")
+
+    def waits(self, why: str) -> None:
+        """Say `why` nothing is started, once."""
+        if why != self._waited:
+            self._say(f"waiting: {why}")
+        self._waited = why
 
     def tick(self) -> None:
         for name, (job, tail) in self.tails.items():

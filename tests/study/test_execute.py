@@ -18,9 +18,11 @@ from rich.console import Console
 from hinny.errors import RunError
 from hinny.run import Run
 from hinny.study import conduct, plan
-from hinny.study.execute import run_stage
+from hinny.study.devices import Devices
+from hinny.study.execute import Stages
 from hinny.study.plan import Job, Stage
 from hinny.study.progress import Display, Tail, note
+from hinny.study.share import Claims
 
 
 class Recorder:
@@ -35,8 +37,10 @@ class Recorder:
     def finished(self, job: Job, seconds: float) -> None:
         self.events.append(f"finished {job.name}")
 
-    def reused(self, job: Job) -> None:
+    def reused(self, job: Job, elsewhere: bool = False) -> None:
         self.events.append(f"reused {job.name}")
+
+    def waits(self, why: str) -> None: ...
 
     def tick(self) -> None: ...
 
@@ -52,13 +56,17 @@ def job(folder: Path, name: str, code: str = "pass") -> Job:
                folder / "logs" / f"{name}.log")
 
 
+def run_stage(folder: Path, stage: Stage, watcher: Recorder) -> None:
+    Stages(watcher, Claims(folder), Devices()).run(stage)
+
+
 def test_chains_run_side_by_side_and_their_jobs_in_order(tmp_path: Path) -> None:
     # each first job waits for the other chain's first job: alone, neither would end
     wait = "while not pathlib.Path({!r}).exists(): time.sleep(0.01)"
     chains = [[job(tmp_path, f"{one}1", f"pathlib.Path({str(tmp_path / one)!r}).touch()\n"
                    + wait.format(str(tmp_path / other))), job(tmp_path, f"{one}2")] for one, other in ("ab", "ba")]
     seen = Recorder()
-    run_stage(Stage(chains, 2), seen)
+    run_stage(tmp_path, Stage(chains, 2), seen)
     for one in "ab":
         order = [e for e in seen.events if one in e.split()[1]]
         assert order == [f"started {one}1", f"finished {one}1", f"started {one}2", f"finished {one}2"]
@@ -68,21 +76,21 @@ def test_what_is_done_is_reused(tmp_path: Path) -> None:
     chain = [job(tmp_path, "a"), job(tmp_path, "b")]
     (tmp_path / "a.done").touch()
     seen = Recorder()
-    run_stage(Stage([chain], 1), seen)
+    run_stage(tmp_path, Stage([chain], 1), seen)
     assert seen.events == ["reused a", "started b", "finished b"]
 
 
 def test_a_job_that_runs_always_is_run_though_it_is_done(tmp_path: Path) -> None:
     (tmp_path / "a.done").touch()
     seen = Recorder()
-    run_stage(Stage([[dataclasses.replace(job(tmp_path, "a"), always=True)]], 1), seen)
+    run_stage(tmp_path, Stage([[dataclasses.replace(job(tmp_path, "a"), always=True)]], 1), seen)
     assert seen.events == ["started a", "finished a"]
 
 
 def test_a_log_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file in the folder's place")
     with pytest.raises(RunError, match=r"logs/a\.log cannot be written: (File exists|Not a directory)"):
-        run_stage(Stage([[job(tmp_path, "a")]], 1), Recorder())
+        run_stage(tmp_path, Stage([[job(tmp_path, "a")]], 1), Recorder())
 
 
 def test_a_failing_job_shows_the_end_of_its_log_and_stops_the_others(tmp_path: Path) -> None:
@@ -96,7 +104,7 @@ time.sleep(0.1)
 for i in range(40): print('line', i)
 sys.exit(3)"""
     with pytest.raises(RunError, match="bad failed with exit status 3") as failure:
-        run_stage(Stage([[job(tmp_path, "good", ready)], [job(tmp_path, "bad", fails)]], 2), Recorder())
+        run_stage(tmp_path, Stage([[job(tmp_path, "good", ready)], [job(tmp_path, "bad", fails)]], 2), Recorder())
     message = str(failure.value)
     assert "line 39" in message
     assert "line 24" not in message
@@ -107,7 +115,7 @@ sys.exit(3)"""
 def test_a_job_that_writes_nothing_is_a_failure(tmp_path: Path) -> None:
     idle = Job("idle", ("pass",), lambda: False, tmp_path / "idle.log")
     with pytest.raises(RunError, match="did not write what it should"):
-        run_stage(Stage([[idle]], 1), Recorder())
+        run_stage(tmp_path, Stage([[idle]], 1), Recorder())
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -126,7 +134,7 @@ except KeyboardInterrupt:
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run_stage(Stage([[job(tmp_path, "long", code)]], 1), Recorder())
+        run_stage(tmp_path, Stage([[job(tmp_path, "long", code)]], 1), Recorder())
     thread.join()
     assert (tmp_path / "saved").exists()
 
@@ -204,7 +212,7 @@ def test_an_interrupted_study_tells_how_to_go_on(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conduct, "run_stage", interrupted)
+    monkeypatch.setattr(Stages, "run", interrupted)
     with pytest.raises(SystemExit) as end:
         conduct.study(study_file, out=tmp_path / "out")
     assert end.value.code == 130

@@ -15,7 +15,12 @@ from hinny.run import Run
 from hinny.train.step import Stepper
 
 SCRIPTS = {path.stem: path for path in (Path(__file__).parents[2] / "docs" / "slurm").glob("*.sbatch")}
-TASKS = {"train": 1, "train-multinode": 2}
+TASKS = {"train": 1, "train-multinode": 2, "study": 1}
+TRAINING = (("tiny-hybrid", "my data", "my run", "train.steps=5"),
+            "train tiny-hybrid train.steps=5 --data my data --out my run\n")
+CALLS = {"train": TRAINING, "train-multinode": TRAINING,
+         "study": (("quick", "my out", "jobs=2"), "study quick jobs=2 --out my out\n")}
+"""Script → its arguments, and those of hinny."""
 PROGRAMS = {
     "hinny": """#!/bin/bash
 rank=${RANK:-0}
@@ -72,7 +77,8 @@ def test_a_training_that_is_told_to_stop_saves_and_ends_with_status_130(recipe_o
     assert Run(tmp_path / "run").steps_done == 2
 
 
-def job(script: str, folder: Path, *, send: signal.Signals | None, status: int = 130, ends: str = "") -> int:
+def job(script: str, folder: Path, *, send: signal.Signals | None, status: int = 130, ends: str = "",
+        **more: str) -> int:
     """The script's exit status, with a training that ends with `status` at SIGTERM or with `ends` by itself."""
     programs = folder / "bin"
     programs.mkdir()
@@ -80,9 +86,9 @@ def job(script: str, folder: Path, *, send: signal.Signals | None, status: int =
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     env = {"PATH": f"{programs}:{os.environ['PATH']}", "STUB": str(folder), "STATUS": str(status), "ENDS": ends,
-           "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_CPUS_PER_TASK": "8"}
-    arguments = ["tiny-hybrid", "my data", "my run", "train.steps=5"]
-    with subprocess.Popen(["bash", str(SCRIPTS[script]), *arguments], env=env, stdout=subprocess.DEVNULL) as process:
+           "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_CPUS_PER_TASK": "8", **more}
+    line = ["bash", str(SCRIPTS[script]), *CALLS[script][0]]
+    with subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 20
         while len(list(folder.glob("started-*"))) < TASKS[script] or (TASKS[script] > 1
                                                                       and not (folder / "tasks").exists()):
@@ -107,8 +113,7 @@ def test_a_job_that_runs_out_of_time_waits_for_the_save_and_is_requeued(tmp_path
     assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
     for rank in range(TASKS[script]):
         assert (tmp_path / f"saved-{rank}").exists()
-        assert (tmp_path / f"arguments-{rank}").read_text() == (
-            "train tiny-hybrid train.steps=5 --data my data --out my run\n")
+        assert (tmp_path / f"arguments-{rank}").read_text() == CALLS[script][1]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -125,6 +130,12 @@ def test_no_other_job_is_requeued(tmp_path, script, send, status, ends, code):
     assert not (tmp_path / "scontrol").exists()
 
 
+def test_a_task_of_an_array_requeues_itself_alone(tmp_path):
+    array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
+    assert job("study", tmp_path, send=signal.SIGUSR1, **array) == 0
+    assert (tmp_path / "scontrol").read_text() == "requeue 77_3\n"
+
+
 def test_the_tasks_of_several_machines_know_their_places_and_are_signalled_themselves(tmp_path):
     assert job("train-multinode", tmp_path, send=signal.SIGUSR1) == 0
     assert [(tmp_path / f"place-{rank}").read_text() for rank in range(2)] == [
@@ -134,7 +145,7 @@ def test_the_tasks_of_several_machines_know_their_places_and_are_signalled_thems
     assert {"--wait=60", "--cpus-per-task=8"} == set((tmp_path / "srun").read_text().split())
 
 
-@pytest.mark.parametrize(("script", "seconds"), [("train", 120), ("train-multinode", 300)])
+@pytest.mark.parametrize(("script", "seconds"), [("train", 120), ("train-multinode", 300), ("study", 300)])
 def test_the_warning_comes_to_the_script_before_the_end_and_the_job_may_be_requeued(script, seconds):
     options = {line.split()[1] for line in SCRIPTS[script].read_text().splitlines() if line.startswith("#SBATCH ")}
     assert {f"--signal=B:USR1@{seconds}", "--requeue", "--open-mode=append"} <= options
