@@ -97,7 +97,7 @@ def choice_training(rng: np.random.Generator, tokenizer: Tokenizer, length: int)
     Every answer counts. Too small a `length` gives one question, which is longer.
     """
     form = FORMS[int(rng.integers(len(FORMS)))]
-    room = draw_size(rng, choice_min_length(tokenizer), length)
+    room = draw_size(rng, choice_min_length(tokenizer) // 3, length)
     items = [draw_item(rng, int(rng.integers(2)))]
     used = len(tokenizer.encode(_text(form, items)))
     while used < room:

@@ -110,6 +110,5 @@ TRAINING: dict[str, Callable[[np.random.Generator, Tokenizer, int, SyntheticConf
 def check_room(tokenizer: Tokenizer, config: SyntheticConfig, length: int) -> None:
     """DataError if sequences of `length` tokens have no room for a question of multiple choice and its answer."""
     if "choice" in config.tasks and length < (least := choice_min_length(tokenizer)):
-        raise DataError(f"data.synthetic.tasks.choice: a sequence has {length} tokens, and one question with its answer "
-                        f"takes up to {least} of this tokenizer; set train.seq_len to {least - 1} or more, or leave "
-                        "choice out.")
+        raise DataError(f"data.synthetic.tasks.choice: a sequence has {length} tokens, one question with its answer up "
+                        f"to {least} of this tokenizer; set train.seq_len to {least - 1} or more, or leave choice out.")
