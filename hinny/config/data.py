@@ -12,11 +12,11 @@ Weight = Annotated[float, Field(gt=0.0)]
 
 
 class SyntheticConfig(Section):
-    """Recall sequences mixed into the training stream (hinny.data.synthetic)."""
+    """Sequences of practice mixed into the training stream (hinny.data.synthetic)."""
 
     share: Annotated[float, Field(gt=0.0, le=1.0)]
     """Share of the sequences of the stream, spread evenly over it; for none, leave the section out."""
-    tasks: dict[Literal["phonebook", "copy", "mqar"], Weight]
+    tasks: dict[Literal["phonebook", "copy", "mqar", "choice"], Weight]
     """Task → weight among the synthetic sequences."""
     phonebook_digits: Literal[4, 7, 10] = 10
     """Digits of a phone number: NNNN, EEE-NNNN or the paper's AAA-EEE-NNNN."""
@@ -24,7 +24,7 @@ class SyntheticConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> SyntheticConfig:
         if not self.tasks:
-            raise ValueError("tasks is empty; name at least one of phonebook, copy, mqar.")
+            raise ValueError("tasks is empty; name at least one of phonebook, copy, mqar, choice.")
         return self
 
 

@@ -21,7 +21,7 @@ from hinny.data import megatron
 from hinny.data.folder import DataFolder, open_folders
 from hinny.data.layout import check_layout, shown
 from hinny.data.lengths import Lengths, document_lengths
-from hinny.data.synthetic import TRAINING
+from hinny.data.synthetic import TRAINING, check_room
 from hinny.data.windows import Blend, Windows, taken
 from hinny.errors import DataError
 from hinny.tokenizer import Tokenizer
@@ -53,6 +53,8 @@ class Stream:
                  steps: int) -> None:
         folders = open_folders(config, vocab_size)
         self._tokenizer = folders[0].tokenizer
+        if config.synthetic:
+            check_room(self._tokenizer, config.synthetic, seq_len + 1)
         self._config = config
         self._seq_len = seq_len
         self._batch_size = batch_size

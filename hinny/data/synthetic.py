@@ -1,4 +1,4 @@
-"""Recall from the context: copying and multi-query associative recall here, phone books in hinny.data.phonebook.
+"""Practice: copying and multi-query recall here, phone books in hinny.data.phonebook, choices in hinny.data.choices.
 
 Training and evaluation use the same constructions, so that an evaluation asks for what was practised. `TRAINING` maps
 the task names of a recipe to generators of practice documents; their sizes vary from tiny to all that fits, because
@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from hinny.config import SyntheticConfig
+from hinny.data.choices import choice_min_length, choice_training
 from hinny.data.phonebook import Example, draw_size, phonebook, phonebook_min_length, phonebook_training
 from hinny.errors import ConfigError, DataError
 from hinny.tokenizer import Tokenizer
@@ -101,5 +102,13 @@ TRAINING: dict[str, Callable[[np.random.Generator, Tokenizer, int, SyntheticConf
     "phonebook": _phonebook,
     "copy": lambda rng, tokenizer, length, config: copy_training(rng, tokenizer, length),
     "mqar": lambda rng, tokenizer, length, config: mqar_training(rng, tokenizer, length),
+    "choice": lambda rng, tokenizer, length, config: choice_training(rng, tokenizer, length),
 }
 """Task of a recipe → one practice document of about `length` tokens."""
+
+
+def check_room(tokenizer: Tokenizer, config: SyntheticConfig, length: int) -> None:
+    """DataError if sequences of `length` tokens have no room for a question of multiple choice and its answer."""
+    if "choice" in config.tasks and length < (least := choice_min_length(tokenizer)):
+        raise DataError(f"data.synthetic.tasks.choice: a sequence has {length} tokens, one question with its answer up "
+                        f"to {least} of this tokenizer; set train.seq_len to {least - 1} or more, or leave choice out.")

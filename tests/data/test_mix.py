@@ -1,5 +1,6 @@
 """The stream is a pure function of (seed, step), shows every token once an epoch, and keeps documents apart."""
 
+import hashlib
 import json
 from collections import Counter
 
@@ -76,6 +77,26 @@ def test_the_synthetic_share_is_exact_and_even(folder):
         assert (sums[period:] - sums[:-period] == count).all()
     assert not any(kinds(stream(folder), 40))
     assert all(kinds(stream(folder, share=1.0), 40))
+
+
+def test_a_recipe_without_multiple_choice_has_the_stream_it_had_before_that_task(corpus, tmp_path):
+    prepare(tmp_path / "d", text=[corpus], tokenizer="bytes", held_out=0.1)
+    s, found = stream(tmp_path / "d", share=0.5, seq_len=256, vocab_size=257), hashlib.sha256()
+    for step in range(50):
+        batch = s.batch(step)
+        for array in (batch.tokens, batch.targets, batch.mask, batch.segments):
+            found.update(array.tobytes())
+        found.update(batch.describe().encode())
+    # taken on the commit before
+    assert s.fingerprint == "33ea2a16f60753ca1b244c2f69b92f118c654fa41f892befb7f9355deca26b97"
+    assert found.hexdigest() == "5e479f48622ab1597c1eaa65e66db810cd7186c3c53c427a82cb97cd3e4ce781"
+
+
+def test_multiple_choice_is_mixed_in_by_its_weight(folder):
+    s = stream(folder, share=1.0, seq_len=512, tasks={"choice": 3.0, "copy": 1.0})
+    names = Counter(name.split()[-1] for step in range(100) for name in s.batch(step).names)
+    assert set(names) == {"choice", "copy"}
+    assert 0.68 < names["choice"] / 400 < 0.82
 
 
 def test_synthetic_samples_do_not_use_up_text(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections import Counter
 
@@ -11,6 +12,7 @@ import pytest
 import sentencepiece
 from oracle_synthetic import synthetic_answer
 
+from hinny.data.choices import choice_training
 from hinny.errors import ConfigError
 from hinny.evals.synthetic import TASKS
 from hinny.evals.task import Chosen, Setting, Task, Written
@@ -171,6 +173,41 @@ def test_items_depend_on_their_number_alone_and_share_their_head(task: Task) -> 
     heads = {sample.prompt.rpartition("\n\n")[0] for sample in many}
     assert len(heads) == 1
     assert heads.pop().count("Answer: ") == task.shots == 2
+
+
+@pytest.mark.parametrize(("name", "digest"), [
+    ("choice-letter", "76be03e824299be2d4b60190334e41efe4877e1932bd1f6a9f21e560b6540c9b"),
+    ("choice-text", "d5bd5e179cef2275ceeb860ba77bb135c51829fdfa98eadd3c419a0ffa26fc0b"),
+    ("choice-cloze", "a48296a6c14572d5753296728fa0076ed28413398f47668f9df4a06a69d21d7a")])
+def test_samples_of_choice_are_those_of_version_1(name: str, digest: str) -> None:
+    """Taken before the training stream shared their construction; another sample is another version."""
+    task, found = BY_NAME[name], hashlib.sha256()
+    for sample in [*_ask(task, 200, seed=1_000_003), *_ask(task, 20, seed=3)]:
+        found.update(repr((sample.id, sample.prompt, sample.choices, sample.right, dict(sample.facts))).encode())
+    assert (task.version, found.hexdigest()) == ("1", digest)
+
+
+def test_practice_has_the_prompts_form_and_other_lookups() -> None:
+    """The evaluation's reader answers practice documents, too; what is looked up there is not asked here."""
+    coder, practised = ByteTokenizer(), set()
+    heads = {sample.prompt.partition("\n\n")[0] for task in CHOICES for sample in _ask(task, 1)}
+    for i in range(300):
+        # as hinny.data.mix seeds the rows of a run, here of the evaluations' own seed
+        text = coder.decode(choice_training(np.random.default_rng([1_000_003, i, 1]), coder, 2000).tokens)
+        head, *questions = text.split("\n\n")
+        assert head in heads
+        practised |= {_lookup(question) for question in questions}
+        for n, question in enumerate(questions):
+            asked, answer = question.rsplit(" ", 1)
+            if n:
+                assert synthetic_answer("\n\n".join([*questions[:n], asked])) == answer
+    assert len(practised) > 300
+    assert not (practised - {""}) & {_lookup(s.prompt.split("\n\n")[-1]) for s in _ask(CHOICES[0], 2000)}
+
+
+def _lookup(question: str) -> str:
+    """The facts of a lookup; nothing for a sum, of which there are only 34 times 34."""
+    return " ".join(re.findall(r"The code of the .+?\.", question))
 
 
 def test_the_normalised_score_is_per_character() -> None:

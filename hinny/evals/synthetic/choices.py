@@ -1,6 +1,7 @@
 """Multiple choice over made-up lookups and sums, in the three ways that MMLU is asked.
 
-Small items for the three paths of scoring; no measure of knowledge.
+Small items for the three paths of scoring; no measure of knowledge. The questions are made by hinny.data.choices, which
+the training stream practises, too.
 """
 
 from __future__ import annotations
@@ -10,23 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hinny.data import choices
 from hinny.evals.task import Answer, Chosen, Sample, Setting, Written
-
-LETTERS = "ABCD"
-COLOURS = ("red", "blue", "green", "white", "black", "brown", "grey", "pink", "yellow", "violet")
-THINGS = ("box", "door", "chair", "lamp", "boat", "coat", "car", "book", "cup", "key")
-HEAD = "The following are multiple choice questions (with answers) about codes and sums.\n\n"
-CLOZE_HEAD = "The following are questions (with answers) about codes and sums.\n\n"
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question, four different choices, and which of them is right."""
-
-    question: str
-    choices: tuple[str, ...]
-    right: int
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -58,13 +44,14 @@ class Choice:
     def samples(self, setting: Setting) -> Iterator[Sample]:
         """`setting.samples` items."""
         # of one name, so that the forms ask the same
-        shots = [draw_item(setting.rng("choice/shots", i), i) for i in range(self.shots)]
-        head = HEAD if self.form != "cloze" else CLOZE_HEAD
-        head += "".join(f"{self._asked(item)}{self._answers(item)[item.right]}\n\n" for item in shots)
+        shots = [choices.draw_item(setting.rng("choice/shots", i), i) for i in range(self.shots)]
+        head = choices.head(self.form)
+        head += "".join(f"{choices.asked(item, self.form)}{choices.answers(item, self.form)[item.right]}\n\n"
+                        for item in shots)
         for index in range(setting.samples):
-            item = draw_item(setting.rng("choice", index), index)
-            yield Chosen(f"{self.name}-{index}", head + self._asked(item), self._answers(item), item.right,
-                         {"kind": item.kind, "chance": 0.25})
+            item = choices.draw_item(setting.rng("choice", index), index)
+            yield Chosen(f"{self.name}-{index}", head + choices.asked(item, self.form),
+                         choices.answers(item, self.form), item.right, {"kind": item.kind, "chance": 0.25})
 
     def settled(self, sample: Written, text: str) -> bool:
         """Never asked: nothing is written."""
@@ -79,33 +66,6 @@ class Choice:
         found = {"acc": float(totals.argmax() == sample.right),
                  "acc_norm": float((totals / sizes).argmax() == sample.right)}
         return {metric: found[metric] for metric in self.metrics}
-
-    def _asked(self, item: Item) -> str:
-        if self.form == "cloze":
-            return f"Question: {item.question}\nAnswer:"
-        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=True)]
-        return "\n".join([item.question, *lines, "Answer:"])
-
-    def _answers(self, item: Item) -> tuple[str, ...]:
-        return tuple(f" {text}" for text in (LETTERS if self.form == "letter" else item.choices))
-
-
-def draw_item(rng: np.random.Generator, index: int) -> Item:
-    """Even items are lookups, odd ones sums."""
-    right = int(rng.integers(len(LETTERS)))
-    if index % 2:
-        a, b = (int(x) for x in rng.integers(11, 45, 2))
-        # the wrong ones lie near, and all have two digits: 22 - 9 to 88 + 9; the sum has any rank among the four
-        lower = int(rng.integers(len(LETTERS)))
-        off = [*(-rng.permutation(9)[:lower] - 1), *(rng.permutation(9)[:len(LETTERS) - 1 - lower] + 1)]
-        numbers = [str(a + b + int(x)) for x in rng.permutation(off)]
-        numbers.insert(right, str(a + b))
-        return Item(f"What is {a} plus {b}?", tuple(numbers), right, "sum")
-    places = rng.choice(len(COLOURS) * len(THINGS), len(LETTERS), replace=False)
-    things = [f"{COLOURS[place // len(THINGS)]} {THINGS[place % len(THINGS)]}" for place in places]
-    codes = [str(code) for code in rng.choice(np.arange(100, 1000), len(LETTERS), replace=False)]
-    told = " ".join(f"The code of the {things[i]} is {codes[i]}." for i in rng.permutation(len(LETTERS)))
-    return Item(f"{told} What is the code of the {things[right]}?", tuple(codes), right, "lookup")
 
 
 TASKS = (Choice("choice-letter", "letter", ("acc",)), Choice("choice-text", "text", ("acc", "acc_norm")),
