@@ -33,11 +33,6 @@ from hinny.errors import RunError
 PACKAGE = Path(__file__).parent
 
 
-def shape_word(text: object) -> str:
-    """A value for a row's shape, whose items end at white space: what is white, and %, is told as in an address."""
-    return "".join(f"%{ord(c):02X}" if c.isspace() or c == "%" else c for c in str(text))
-
-
 def weights_print(meta: dict[str, Any]) -> str:
     """What tells the weights of a checkpoint, by its meta.json, from all others: the sha256 of its files' sums."""
     return hashlib.sha256(json.dumps(meta["files"], sort_keys=True).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hinny.data.mix import Batch, heldout_batches
 from hinny.errors import ConfigError, DataError
 from hinny.evals.options import EvalOptions
 from hinny.infer.engine import Engine
-from hinny.run import row, shape_word
+from hinny.run import row
 
 ROWS_AT_ONCE = 16
 TOKENS_AT_ONCE = 16_384
@@ -34,9 +35,18 @@ def held_out(engine: Engine, options: EvalOptions) -> list[dict[str, Any]]:
         raise ConfigError(f"{engine.run.path}: its recipe names no data.path, so there is no held-out text.")
     for place, folder in enumerate(folders):
         check_data(engine, folder, place)
-    several = len(folders) > 1
     return [found for folder in folders
-            for found in _folder_rows(engine, options, folder, f" folder={shape_word(folder)}" if several else "")]
+            for found in _folder_rows(engine, options, folder, of_folder(folder, folders))]
+
+
+def of_folder(path: str, folders: Sequence[str]) -> str:
+    """What ends the shape of a row about one folder of a blend; nothing where there is one folder.
+
+    A shape's items end at white space, so what is white in a path, and %, is told as in an address.
+    """
+    if len(folders) == 1:
+        return ""
+    return " folder=" + "".join(f"%{ord(c):02X}" if c.isspace() or c == "%" else c for c in str(path))
 
 
 def _folder_rows(engine: Engine, options: EvalOptions, folder: str, suffix: str) -> list[dict[str, Any]]:

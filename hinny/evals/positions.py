@@ -19,12 +19,12 @@ from hinny.data.sources import TextFiles
 from hinny.errors import ConfigError
 from hinny.evals.chain import Chain
 from hinny.evals.options import SEED, EvalOptions
-from hinny.evals.perplexity import check_data
+from hinny.evals.perplexity import check_data, of_folder
 from hinny.evals.synthetic.tokens import alphabet
 from hinny.infer.engine import Engine
 from hinny.infer.reading.losses import TOKENS_AT_ONCE, losses
 from hinny.infer.reading.requests import Progress
-from hinny.run import row, shape_word
+from hinny.run import row
 
 SEQUENCES = 16
 """Sequences at most, where the options say nothing."""
@@ -48,7 +48,7 @@ def joined(engine: Engine, options: EvalOptions, progress: Progress | None = Non
         check_data(engine, path, place)
         shard = DataFolder(path, engine.run.recipe.model.vocab_size).shard("heldout")
         most = min(shard.n_tokens, _sequences(options) * _length(engine, options) + 1)
-        suffix = f" folder={shape_word(path)}" if len(folders) > 1 else ""
+        suffix = of_folder(path, folders)
         rows += _text_rows(engine, options, "joined", f"the held-out split of {path}", shard.tokens(0, most), suffix,
                            progress)
     return rows

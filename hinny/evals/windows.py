@@ -9,12 +9,11 @@ import numpy as np
 from hinny.data.folder import DataFolder
 from hinny.errors import ConfigError
 from hinny.evals.options import EvalOptions
-from hinny.evals.perplexity import check_data
+from hinny.evals.perplexity import check_data, of_folder
 from hinny.evals.positions import SEQUENCES, loss_row
 from hinny.infer.engine import Engine
 from hinny.infer.reading.losses import TOKENS_AT_ONCE, losses
 from hinny.infer.reading.requests import Progress
-from hinny.run import shape_word
 
 
 def window_loss(engine: Engine, options: EvalOptions, progress: Progress | None = None) -> list[dict[str, Any]]:
@@ -43,7 +42,7 @@ def window_loss(engine: Engine, options: EvalOptions, progress: Progress | None 
                               f"needs one more than that; give --lengths {max(shard.n_tokens - 1, 1)} or less, or "
                               "prepare more text.")
         tokens = shard.tokens(0, n * longest + 1)
-        suffix = f" folder={shape_word(path)}" if len(folders) > 1 else ""
+        suffix = of_folder(path, folders)
         for length in lengths:
             # a window's last target is the first token of the next one
             texts = np.stack([tokens[i:i + length + 1] for i in range(0, n * longest, length)])

@@ -102,7 +102,7 @@ def family(model: ModelConfig) -> str:
 
 
 def parse_shape(shape: str) -> dict[str, str]:
-    """"form=standard length=256" as a dictionary; values as they were before hinny.run.shape_word."""
+    """"form=standard length=256" as a dictionary; values without the escapes of white space and %."""
     return {key: unquote(value) for key, value in (item.split("=", 1) for item in shape.split())}
 
 

@@ -80,9 +80,7 @@ def study(source: str | Path, *, out: str | Path | None = None, text: Sequence[s
 def _run(plan: list[Stage], console: Console, claims: Claims, devices: Devices) -> None:
     total = len(_names(plan))
     with Display(console, total) as display:
-        conducted = Stages(display, claims, devices)
-        for stage in plan:
-            conducted.run(stage)
+        Stages(display, claims, devices).run(plan)
     if display.foreign:
         _say(console, f"This process ran {display.ran} of {total} jobs.")
 

@@ -60,8 +60,15 @@ class Stages:
     def __init__(self, watcher: Watcher, claims: Claims, devices: Devices) -> None:
         self.watcher, self.claims, self.devices = watcher, claims, devices
         self._running: list[_Chain] = []
+        self._old: set[str] = set()
 
-    def run(self, stage: Stage) -> None:
+    def run(self, plan: list[Stage]) -> None:
+        """Run the stages of `plan`, one after the other; see `run_stage` for what is raised."""
+        self._old = {job.name for stage in plan for chain in stage.chains for job in chain if _is_done(job)}
+        for stage in plan:
+            self.run_stage(stage)
+
+    def run_stage(self, stage: Stage) -> None:
         """Run every job of `stage` that is not done yet, or that is to run at every start.
 
         Raises RunError where a log cannot be written, and with the end of its log if a job fails, here or in another
@@ -171,6 +178,14 @@ class Stages:
         finally:
             for chain in list(self._running):
                 self._leave(chain)
+
+
+def _is_done(job: Job) -> bool:
+    """Whether the job is done; one that cannot tell, for a fault that is told when its turn comes, is not."""
+    try:
+        return job.done()
+    except RunError:
+        return False
 
 
 def _open_log(job: Job) -> BinaryIO:

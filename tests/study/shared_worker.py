@@ -66,8 +66,8 @@ def main(folder: Path, stages: str, lease: float = 60.0, host: str = "") -> None
     print("ready", os.getpid(), flush=True)
     runner = execute.Stages(Teller(), claims, find_devices(2))
     try:
-        for one in json.loads(stages):
-            runner.run(Stage([[job(folder, *named) for named in chain] for chain in one["chains"]], one["jobs"]))
+        runner.run([Stage([[job(folder, *named) for named in chain] for chain in one["chains"]], one["jobs"])
+                    for one in json.loads(stages)])
     except KeyboardInterrupt:
         sys.exit(130)
     except RunError as fault:

@@ -140,7 +140,7 @@ def test_the_jobs_of_a_stage_are_spread_over_the_gpus(tmp_path: Path, monkeypatc
 
     devices = find_devices(2)
     chains = [[job(f"train{i}"), job(f"eval{i}")] for i in range(6)]
-    Stages(Silent(), Claims(tmp_path), devices).run(Stage(chains, devices.slots(2)))
+    Stages(Silent(), Claims(tmp_path), devices).run([Stage(chains, devices.slots(2))])
     told = {name: (tmp_path / name).read_text() for i in range(6) for name in (f"train{i}", f"eval{i}")}
     assert Counter(told[f"train{i}"] for i in range(4)) == {"0 False": 2, "1 False": 2}
     assert all(told[f"train{i}"] == told[f"eval{i}"] for i in range(6))

@@ -57,7 +57,7 @@ def job(folder: Path, name: str, code: str = "pass") -> Job:
 
 
 def run_stage(folder: Path, stage: Stage, watcher: Recorder) -> None:
-    Stages(watcher, Claims(folder), Devices()).run(stage)
+    Stages(watcher, Claims(folder), Devices()).run([stage])
 
 
 def test_chains_run_side_by_side_and_their_jobs_in_order(tmp_path: Path) -> None:

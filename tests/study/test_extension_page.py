@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from hinny.run import row, shape_word
+from hinny.evals.perplexity import of_folder
+from hinny.run import row
 from hinny.study.collect import parse_shape
 from hinny.study.draw import PALETTE
 from hinny.study.extension import report
@@ -57,7 +58,8 @@ def test_recall_up_to_the_bases_length_leaves_longer_prompts_out_and_compares_wh
 
 def test_folders_of_a_blend_have_lines_of_their_own_also_with_a_space_in_their_name(tmp_path: Path) -> None:
     pears, plums = tmp_path / "my pears", tmp_path / "plums 50%"
-    both = [[loss(value + add, f"length={n} sequences=2 folder={shape_word(path)}")
+    names = [str(pears), str(plums)]
+    both = [[loss(value + add, f"length={n} sequences=2{of_folder(str(path), names)}")
              for path, add in ((pears, 0.0), (plums, 1.0)) for n, value in ((128, 3.0 + side), (256, 2.0 + side))]
             for side in (0.0, 0.25)]
     assert parse_shape(both[0][2]["shape"])["folder"] == str(plums)
