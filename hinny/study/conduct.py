@@ -23,7 +23,7 @@ from hinny.study.execute import Stages, sigterm_as_interrupt
 from hinny.study.folder import claim_folder
 from hinny.study.plan import Layout, Stage, stages
 from hinny.study.progress import Display
-from hinny.study.report import report
+from hinny.study.report import TRANSPOSED, report
 from hinny.study.share import Claims
 from hinny.study.summary import columns
 
@@ -139,13 +139,17 @@ def predictions(config: PredictConfig) -> list[dict[str, object]]:
 
 
 def print_table(folder: Path, console: Console) -> None:
-    """The short table of the study in `folder`; the best of each row is bold."""
+    """The short table of the study in `folder`; the best of each measure is bold. Many models are rows."""
     table = read_table(folder)
+    names, lines = [table.label(name) for name in table.about["recipes"]], columns(table)
+    titles = [f"{line.title} ({line.unit})" if line.unit else line.title for line in lines]
+    cells = [[f"[bold]{cell.text}[/bold]" if cell.best else cell.text for cell in line.cells] for line in lines]
+    if len(names) > TRANSPOSED:
+        names, titles, cells = titles, names, [list(column) for column in zip(*cells, strict=True)]
     grid = Grid(box=None, pad_edge=False)
     grid.add_column("")
-    for name in table.about["recipes"]:
-        grid.add_column(table.label(name), justify="right")
-    for line in columns(table):
-        grid.add_row(f"{line.title} ({line.unit})" if line.unit else line.title,
-                     *(f"[bold]{cell.text}[/bold]" if cell.best else cell.text for cell in line.cells))
+    for name in names:
+        grid.add_column(name, justify="right")
+    for title, texts in zip(titles, cells, strict=True):
+        grid.add_row(title, *texts)
     console.print(grid)

@@ -128,7 +128,7 @@ class Stages:
             if not job.done() or (job.always and self.claims.due(job.name)):
                 self._launch(chain, job)
                 return
-            self.watcher.reused(job, chain.foreign)
+            self.watcher.reused(job, chain.foreign or job.name not in self._old)
             chain.jobs.pop(0)
         self._leave(chain)
 

@@ -1,4 +1,4 @@
-"""A small study through the real command line: every verb is a process of its own, nothing stands in for it."""
+"""A small study, one model of it a variant, through the real command line: every verb is a process of its own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from hinny.config import load_recipe
 from hinny.errors import RunError
 from hinny.study import conduct
 from hinny.study.collect import read_table
 
 STUDY = """
 description = "Two models, two steps."
-recipes = ["tiny-transformer", "tiny-mamba2"]
+recipes = ["tiny-transformer"]
 seeds = [1]
 match_tolerance = 0.99
 jobs = 1
@@ -44,10 +45,16 @@ windows = 2
 [bench]
 contexts = [16]
 train_steps = 1
+[[vary]]
+name = "grouped"
+recipe = "tiny-mamba2"
+fit = { key = "model.n_layers" }
+plot = "Norm"
+overrides = { "model.pattern" = "null", "model.n_layers" = 2, "model.mamba2.n_groups" = 2 }
 """
 JOBS = ["train tiny-transformer s1", "eval tiny-transformer s1", "eval ruler tiny-transformer s1",
-        "train tiny-mamba2 s1", "eval tiny-mamba2 s1", "eval ruler tiny-mamba2 s1", "bench generate tiny-transformer",
-        "bench train tiny-transformer", "bench generate tiny-mamba2", "bench train tiny-mamba2"]
+        "train grouped s1", "eval grouped s1", "eval ruler grouped s1", "bench generate tiny-transformer",
+        "bench train tiny-transformer", "bench generate grouped", "bench train grouped"]
 
 
 def test_a_real_study_runs_is_reused_and_refuses_other_text(
@@ -66,10 +73,14 @@ def test_a_real_study_runs_is_reused_and_refuses_other_text(
                  "phonebook.exact", "phonebook.digits", "phonebook.chance_digits", "mqar.accuracy", "copy.accuracy",
                  "choice-cloze.acc", "ruler-fwe.string_match_all", "ruler.mean", "decode", "prefill", "state_bytes",
                  "train"):
-        assert {f.variant for f in table.find(what)} == {"tiny-transformer", "tiny-mamba2"}, what
+        assert {f.variant for f in table.find(what)} == {"tiny-transformer", "grouped"}, what
     # the rule on training efficiency tells by this that a CPU was timed
     assert all("threads" in f.shape for f in table.find("train"))
     assert table.about["data"]["vocab_size"] == 512
+    # a variant was trained as the study says, and stands on its plot
+    run = load_recipe(tmp_path / "out" / "runs" / "grouped-s1" / "recipe.toml")
+    assert (run.name, run.model.mamba2.n_groups, run.model.d_model, run.train.steps) == ("grouped", 2, 64, 2)
+    assert "grouped" in page.read_text().partition('id="sweep0"')[2]
 
     made = written(tmp_path / "out")
     again = conduct.study(study, out=tmp_path / "out", text=[text])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_claims import fig
 
+from hinny.study import conduct
 from hinny.study.collect import Figure, Table
 from hinny.study.draw import draw
 from hinny.study.scaling import band, crossing, fit
@@ -138,3 +142,18 @@ def test_labels_of_an_axis_do_not_touch() -> None:
 
 def test_a_study_that_varies_nothing_has_no_such_plot() -> None:
     assert sweep_plots(Table([], {"recipes": {}, "predicted": {}})) == []
+
+
+def test_the_terminal_shows_many_models_as_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines(models: int) -> list[str]:
+        names = list(range(models))
+        made = table("attention", {"m": names}, {"m": [float(n) for n in names]})
+        monkeypatch.setattr(conduct, "read_table", lambda _: made)
+        conduct.print_table(Path(), console := Console(width=200, record=True, file=io.StringIO()))
+        return [line.strip() for line in console.export_text().splitlines() if line.strip()]
+
+    few, many = lines(2), lines(7)
+    assert [line.split()[0] for line in few[1:]] == ["Held-out", "Multi-query"]
+    assert [line.split()[0] for line in many[1:]] == [f"m-{n}" for n in range(7)]
+    assert many[0].split() == ["Held-out", "loss", "(nats/token)", "Multi-query", "recall", "(right)"]
+    assert few[1].split()[-2:] == [many[1].split()[1], many[2].split()[1]]
