@@ -64,14 +64,14 @@ def choice_plot(table: Table) -> Plot | None:
     ends = [Point(x, CHANCE_LEVEL, CHANCE_LEVEL, CHANCE_LEVEL) for x in (min(places.values()) - 0.25,
                                                                        max(places.values()) + 0.25)]
     series.append(Series("chance", ends, CHANCE, dashed=True))
-    axis = ", ".join(f"{place} {FORMS[name]}" for name, place in places.items())
+    forms = {place: FORMS[name] for name, place in places.items()}
     figures = [f for name in asked for f in table.find(f"{name}.acc")]
     caption = ("The same questions of four choices, half lookups and half sums, in MMLU's forms: the choices are shown "
                "and their letters are scored (letter), shown and their texts are scored (text), not shown and their "
                "texts are scored (cloze). Share right, higher is better; lines join one model's forms. "
                f"{_questions(figures)} {seeds_note(figures)}")
-    panel = Panel("", axis, "questions right", series, limits=LIMITS, format_y=percent,
-                  ticks=[float(place) for place in places.values()])
+    panel = Panel("", "form of the question", "questions right", series, limits=LIMITS, format_y=percent,
+                  format_x=lambda place: forms.get(round(place), ""), ticks=[float(place) for place in forms])
     return Plot("choice", "Multiple choice in three forms", caption, [panel], figures)
 
 
