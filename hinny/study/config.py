@@ -111,6 +111,11 @@ class StudyConfig(Section):
         for key, values in (("recipes", self.recipes), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} names the same one twice: {', '.join(map(str, values))}.")
+        axes: dict[str, str] = {}
+        for entry in self.vary:
+            if entry.plot is not None and axes.setdefault(entry.plot, entry.x) != entry.x:
+                raise ValueError(f"vary {entry.name!r}: x is {entry.x!r}, and {axes[entry.plot]!r} in another entry of "
+                                 f"the plot {entry.plot!r}, which has one axis; make them equal, or name another plot.")
         if any(key in ALWAYS_DIFFER for key in flatten(self.overrides)):
             raise ValueError(f"overrides may not set {' or '.join(ALWAYS_DIFFER)}: the study sets them for each run.")
         if self.extension is not None and not self.extend:
@@ -158,11 +163,17 @@ def load_recipes(config: StudyConfig) -> dict[str, Recipe]:
     groups = {"": recipes.copy()}
     for name, (source, fit) in _fits(config, sources).items():
         groups[""][name] = recipes[name] = _fit(config, groups[""], name, source, [], fit)
+    idle = {entry.name: entry for entry in config.vary if entry.fit is not None}
     for one in variants(config.vary):
         if one.name in recipes:
             raise ConfigError(f"the variant {one.name} has the name of a recipe of the study; give [[vary]] another.")
         group = groups.setdefault(one.group, {})
+        if group:
+            idle.pop(one.vary.name, None)
         group[one.name] = recipes[one.name] = _variant(config, one, group)
+    if idle:
+        raise ConfigError(f"vary {next(iter(idle))!r}: fit has no effect, since each of its models is the first of its "
+                          "group, to which others are fitted. Remove it, or put another model first.")
     for entry in config.vary:
         if unknown := [name for name in entry.also if name not in recipes]:
             raise ConfigError(f"vary {entry.name!r}: also names {unknown[0]}, which the study does not have; it has "

@@ -33,6 +33,7 @@ class VaryConfig(Section):
     each: dict[str, list[Any]] = Field(default_factory=dict)
     """Dotted keys that differ from value to value: one for each."""
     fit: FitConfig | None = None
+    """The key by which its models are fitted to the first of their group; that one stays as it is."""
     group: str = ""
     """Models of one group are matched with each other, by the first of it; "{value}" is replaced."""
     plot: str | None = None

@@ -30,7 +30,6 @@ windows = 4
 [[vary]]
 name = "none"
 recipe = "tiny-hybrid"
-fit = { key = "model.mlp.d_ff", step = 4 }
 plot = "Attention"
 line = "a third MLP"
 x = "attention"
@@ -157,6 +156,8 @@ overrides = { "model.d_model" = "{value}" }
     ('"model.mlp.activation" = "gelu"', '"optim.lr" = 9e-4', "the recipes differ in optim.lr"),
     ('fit = { key = "model.mlp.d_ff", step = 4 }\nplot = "Placed"',
      'fit = { key = "model.mlp.activation" }\nplot = "Placed"', "placed-first: model.mlp.activation cannot be fitted"),
+    ('name = "none"', 'name = "none"\nfit = { key = "model.mlp.d_ff" }', "vary 'none': fit has no effect"),
+    ('plot = "Placed"', 'plot = "Attention"', "vary 'placed': x is 'value', and 'attention' in another entry"),
     ("match_tolerance = 0.02", 'match_tolerance = 0.02\nmatch_by = "state"', "match_context and match_by"),
     ("match_tolerance = 0.02", "match_tolerance = 0.02\nmatch_context = 9", "match_context and match_by"),
     ("match_tolerance = 0.02", 'match_tolerance = 0.02\nfit = [{recipes=["tiny-mamba"],key="model.d_model"}]',
