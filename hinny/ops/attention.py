@@ -31,10 +31,17 @@ def attention(
     Returns y (b t h p) in q's dtype.
     With segments a mask (b t s) of booleans is made, with lengths (b t*h/g s); none on a GPU in bfloat16 or float16
     without them, nor with lengths where no gradient is recorded. Raises ValueError for shapes that do not fit.
+    Where "triton" is asked for by name, kernels of ours take segments in these types without a mask, if there are as
+    many queries as keys and p is 16, 32, 64 or 128; "auto" leaves them out until they have been checked on a GPU.
     """
     if backend.asked() == "reference":
         return attention_reference(q, k, v, segments=segments, lengths=lengths)
     _check(q, k, v, segments, lengths)
+    if segments is not None and backend.asked() == "triton" and backend.chosen(q) == "triton":
+        from hinny.ops.kernels import attention as kernels  # here alone: Triton is imported where it runs
+
+        if kernels.takes(q, k):
+            return kernels.attention(q, k, v, segments)
     if lengths is not None:
         return _counted(q, k, v, lengths) if _counts_keys(q, k, v) else _of_unequal_rows(q, k, v, lengths)
     t, s, heads, groups = q.shape[1], k.shape[1], q.shape[2], k.shape[2]

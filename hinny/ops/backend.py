@@ -5,8 +5,8 @@
     reference   the definitions: recurrences and explicit sums, slow, for checking
     auto        the fastest that can run the tensors at hand: triton, else torch
 
-Ops without kernels of ours (attention, linear, split_linear) run PyTorch's own on every backend. `ssd` of a single
-token runs torch's step: decoding on kernels is `ssd_update`.
+Ops without kernels of ours (linear, split_linear, attention but that of packed documents) run PyTorch's own on every
+backend. `ssd` of a single token runs torch's step: decoding on kernels is `ssd_update`.
 """
 
 from __future__ import annotations

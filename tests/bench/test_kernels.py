@@ -35,6 +35,7 @@ SMALL = [
         (conv.conv_case, dict(b=2, t=9, ch=12)), (norm.gated_case, dict(rows=5, d=12, group_size=6)),
         (norm.plain_case, dict(rows=5, d=12)), (scan.scan_case, dict(b=2, t=9, d=6, n=4)),
         (transformer.rope_case, dict(b=2, t=9, h=3, p=8, rope_dim=4)),
+        (transformer.attention_case, dict(b=2, t=9, h=4, g=2, p=8, document=4)),
         *((build, dict(rows=5, d=12)) for build in (transformer.layer_norm_case, transformer.relu2_case,
                                                     transformer.swiglu_case)))),
     *(loss.loss_case(rows=5, d=6, v=11, training=training) for training in (False, True)),
