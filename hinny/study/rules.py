@@ -2,14 +2,15 @@
 
 A difference counts when the worst seed of one side beats the best seed of the other by a margin; equality when the
 means are closer than a margin and each side's seeds are, too. A rule on losses or recall never decides on one seed,
-nor on a recall task that no model with attention has learned. Speed does not depend on the seed: C12 and C32 compare
-the slowest and fastest of repeated timings of one model each. C33 compares predictions, which have no spread.
+nor on a recall task that no model with attention has learned, nor on models that differ in size or in the tokens that
+they saw. Rules on speed are in hinny.study.speed_rules.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hinny.study.alike import unlike
 from hinny.study.collect import FAMILIES, Figure, Table
 
 SEEN, NOT_SEEN, UNCLEAR = "seen", "not seen", "too small to tell"
@@ -53,7 +54,13 @@ def _missing(table: Table, families: tuple[str, ...], what: str) -> Verdict | No
             return Verdict(UNCLEAR, f"The {FAMILIES[family]} has no figure {what}.")
         if min(f.seeds for f in found) < 2:
             return Verdict(UNCLEAR, f"The {FAMILIES[family]} has one seed, so its spread is unknown.", (what,))
-    return None
+    return not_alike(table, [table.of_family(family) for family in families], what)
+
+
+def not_alike(table: Table, names: list[str | None], what: str) -> Verdict | None:
+    """The verdict where the models are not of one size, or did not see the same tokens."""
+    why = unlike(table.about, names)
+    return Verdict(UNCLEAR, f"The models cannot be compared: {why}.", (what,)) if why else None
 
 
 def _one(table: Table, what: str, family: str) -> Figure:
@@ -200,38 +207,6 @@ def hybrid_solves_phonebook(table: Table) -> Verdict:
     return Verdict(verdict, text, ("phonebook.exact",))
 
 
-def mamba2_trains_faster(table: Table) -> Verdict:
-    """C12: training speed of whole models, decided only at the paper's state size."""
-    names = [table.of_family(family) for family in PURE]
-    one, two = (table.one("train", name) for name in names)
-    if one is None or two is None:
-        return Verdict(UNCLEAR, "The training speed of the two was not measured side by side.", ("train",))
-    sizes = [table.about["recipes"][name]["d_state"] for name in names]
-    text = (f"Whole models on this machine: Mamba-2 {two.value:,.0f} tokens/s, Mamba {one.value:,.0f}, "
-            f"{two.value / one.value:.1f}× (states of {sizes[1]} and {sizes[0]}).")
-    if min(sizes) < 128:
-        return Verdict(UNCLEAR, f"{text} The claim is about layers with a state of 128 in both.", ("train",))
-    verdict = SEEN if two.low / one.high >= 2 else NOT_SEEN if two.high / one.low < 2 else UNCLEAR
-    return Verdict(verdict, text, ("train",))
-
-
-def equal_training_efficiency(table: Table) -> Verdict:
-    """C32: model FLOP/s of hybrid and Transformer within 10 %, never decided on a CPU, whose rows name threads."""
-    names = [table.of_family(family) for family in ("transformer", "hybrid")]
-    base, ours = (table.one("train", name) for name in names)
-    if base is None or ours is None:
-        return Verdict(UNCLEAR, "The training speed of the two was not measured side by side.", ("train",))
-    flops = [table.about["recipes"][name]["flops_per_token"] for name in names]
-    low, mid, high = (a * flops[1] / (b * flops[0]) for a, b in
-                      ((ours.low, base.high), (ours.value, base.value), (ours.high, base.low)))
-    text = (f"Hybrid {ours.value:,.0f} tokens/s, Transformer {base.value:,.0f}; in FLOP/s the hybrid reaches "
-            f"{mid:.2f} of the Transformer.")
-    if "threads" in base.shape or "threads" in ours.shape:
-        return Verdict(UNCLEAR, f"{text} A CPU and tiny layers say nothing about a GPU's use.", ("train",))
-    verdict = SEEN if low > 0.9 and high < 1.1 else NOT_SEEN if high < 0.9 or low > 1.1 else UNCLEAR
-    return Verdict(verdict, text, ("train",))
-
-
 def crossover(table: Table) -> Verdict:
     """C34: the Transformer ahead at some point of training, the hybrid ahead at its end."""
     if missing := _missing(table, ("transformer", "hybrid"), "held_out_curve"):
@@ -249,26 +224,3 @@ def crossover(table: Table) -> Verdict:
     never = all(base.low - ours.high > LOSS_MARGIN for _, base, ours in points)
     verdict = SEEN if ahead and behind else NOT_SEEN if never else UNCLEAR
     return Verdict(verdict, text, ("held_out_curve",))
-
-
-def predicted_decode(table: Table) -> Verdict:
-    """C33: the predicted speeds' ratio reaches 8 at some context; like the paper's, it is a prediction.
-
-    Also where the caches exceed one GPU; the sentence gives the largest that fits besides.
-    """
-    by_family = {recipe["family"]: name for name, recipe in table.about["predicted"].items()}
-    pairs = [(ours, base) for ours in table.find("predicted_decode", by_family.get("hybrid", ""))
-             for base in table.find("predicted_decode", by_family.get("transformer", ""),
-                                    **{key: ours.shape[key] for key in ("hardware", "batch", "context")})]
-    if not pairs:
-        return Verdict(UNCLEAR, "The study predicts no hybrid beside a Transformer.", ("predicted_decode",))
-    ours, base = max(pairs, key=lambda pair: pair[0].value / pair[1].value)
-    ratio = ours.value / base.value
-    inside = [a.value / b.value for a, b in pairs if "no" not in (a.shape["fits"], b.shape["fits"])]
-    heads = [table.about["predicted"][f.variant]["kv_heads"] for f in (base, ours)]
-    fitting = f"{max(inside):.1f}×" if inside else "no figure"
-    text = (f"Largest predicted ratio {ratio:.1f}× at {ours.number('context'):,} tokens, batch {ours.shape['batch']}, "
-            f"{ours.shape['hardware']}, memory limits aside; {fitting} where both fit one GPU. "
-            f"KV heads: {heads[0]} in the Transformer, {heads[1]} in the hybrid.")
-    verdict = SEEN if ratio >= 8 else NOT_SEEN if ratio < 4 else UNCLEAR
-    return Verdict(verdict, text, ("predicted_decode",))
