@@ -13,7 +13,7 @@ from hinny import counts
 from hinny.config import Recipe, find, load_recipe
 from hinny.errors import ConfigError
 from hinny.study.claims import judge
-from hinny.study.collect import Table, describe, sweeps
+from hinny.study.collect import Table, collect, describe, read_table, sweeps
 from hinny.study.config import StudyConfig, load_recipes, load_study
 from hinny.study.folder import claim_folder
 from hinny.study.plan import Layout, stages
@@ -212,6 +212,18 @@ def test_lines_know_in_what_their_models_differ(tmp_path: Path) -> None:
         "model.pattern", "model.attention_ratio", "model.mlp.activation"}
     assert set(differ(STUDY.replace('"model.mlp.activation" = "gelu"', '"optim.lr" = 9e-4'))) == {
         "model.pattern", "model.attention_ratio", "optim.lr"}
+
+
+def test_the_folder_knows_which_models_are_matched_with_each_other(tmp_path: Path) -> None:
+    text = STUDY + '[[vary]]\nname = "more"\nrecipe = "tiny-hybrid"\ngroup = "large"\n'
+    config = study(tmp_path, text)
+    layout = Layout(tmp_path / "out")
+    claim_folder(config, load_recipes(config), layout)
+    layout.results.mkdir()
+    collect(layout.root)
+    told = read_table(layout.root).about["recipes"]
+    assert {name: about["group"] for name, about in told.items()} == {
+        "none": "", "attention-0.17": "", "attention-0.33": "", "placed-first": "", "placed-last": "", "more": "large"}
 
 
 def test_the_lines_of_the_shipped_sweep_are_judged() -> None:
