@@ -146,16 +146,18 @@ CLAIMS = [
           "Needs a study that asks choice-letter and choice-cloze, of models that can answer them.",
           (tasks_rules.LETTER, tasks_rules.CLOZE)),
     Claim("C16", "Transformers solve Phonebook up to the training length.", "near 100 % up to 4096 tokens",
-          "Seen if the worst seed answers 90 % at every asked length up to the training length; not seen if it does at "
-          "the shortest but the best seed does not at some longer one.", rules.transformer_solves_phonebook),
+          "Seen if the worst seed answers 90 % at every asked length up to the training length, of which one is past "
+          "its half; not seen if it does at the shortest but the best seed does not at some longer one.",
+          rules.transformer_solves_phonebook),
     Claim("C17", "Pure SSMs fail Phonebook far below the training length.", "beyond about 500 of 4096 tokens",
-          "Seen if both pure SSMs, in their best seed, drop below half right at or before half the training length, "
-          "and before a model with attention does in its worst seed; not seen if both hold half right, in their worst "
-          "seed, up to the training length.", rules.pure_ssms_fail_phonebook),
+          "Seen if both pure SSMs, in their best seed, are below half right at an asked length of at most half the "
+          "training length, up to which a model with attention holds half right in its worst seed; not seen if both "
+          "hold half right, in their worst seed, up to the training length.", rules.pure_ssms_fail_phonebook),
     Claim("C18", "SSM errors are fuzzy: digits of wrong numbers agree above chance.", "above chance",
           "Seen if, for both pure SSMs, the share of right digits in wrong numbers, each digit scored given the true "
           "digits in front of it, exceeds that against another prompt's number by more than 3 points, averaged over "
-          "lengths, lowest seed against highest; not seen if it is below that for both, highest against lowest.",
+          "lengths at which two seeds gave wrong numbers, lowest seed against highest; not seen if it is below that "
+          "for both, highest against lowest.",
           rules.errors_are_fuzzy),
     Claim("C19", "More training does not close the Phonebook gap.", "still open from 1.1T to 3.5T tokens",
           "Needs Phonebook at several points of a longer training."),
@@ -165,8 +167,9 @@ CLAIMS = [
           rules.reversing_changes_phonebook),
     Claim("C21", "A hybrid with 8 % attention solves Phonebook up to and slightly beyond the training length.",
           "4K model: to about 5.5K tokens",
-          "Seen if the worst seed answers 90 % at every asked length up to the training length and half at the "
-          "first one beyond; not seen if it answers 90 % at the shortest and the best seed fails one of these.",
+          "Seen if the worst seed answers 90 % at every asked length up to the training length, of which one is past "
+          "its half, and half at the first one beyond; not seen if it answers 90 % at the shortest and the best seed "
+          "fails one of these.",
           rules.hybrid_solves_phonebook),
     Claim("C22", "The hybrid beats the Transformer on all 12 standard tasks.", "mean 55.82 against 53.17",
           _TASKS + "."),

@@ -110,14 +110,20 @@ def transformer_solves_phonebook(table: Table) -> Verdict:
     if missing := _missing(table, ("transformer",), "phonebook.exact") or _unlearned(table):
         return missing
     book = [f for f in _book(table, "transformer") if f.number("length") <= _trained(table)]
-    if not book:
-        return Verdict(UNCLEAR, "Phonebook was not asked within the training length.", ("phonebook.exact",))
+    if not _reaches(table, book):
+        return Verdict(UNCLEAR, "Phonebook was not asked within the longer half of the training length.",
+                       ("phonebook.exact",))
     text = f"The Transformer answers {_list(book)} tokens (training length {_trained(table)})."
     if all(f.low >= SOLVED for f in book):
         verdict = SEEN
     else:
         verdict = NOT_SEEN if book[0].low >= SOLVED and any(f.high < SOLVED for f in book) else UNCLEAR
     return Verdict(verdict, text, ("phonebook.exact",))
+
+
+def _reaches(table: Table, book: list[Figure]) -> bool:
+    """Whether figures within the training length go past half of it, so that they say something about "up to"."""
+    return bool(book) and book[-1].number("length") > _trained(table) / 2
 
 
 def _reach(book: list[Figure], best: bool) -> int:
@@ -131,7 +137,7 @@ def _reach(book: list[Figure], best: bool) -> int:
 
 
 def pure_ssms_fail_phonebook(table: Table) -> Verdict:
-    """C17: fewer than half the answers right beyond half the training length, where attention still reaches."""
+    """C17: fewer than half the answers right at half the training length or before, where attention still reaches."""
     if missing := _missing(table, PURE, "phonebook.exact") or _unlearned(table):
         return missing
     trained = _trained(table)
@@ -141,7 +147,8 @@ def pure_ssms_fail_phonebook(table: Table) -> Verdict:
     reaches = [f"{FAMILIES[family]} up to {best[family]} tokens, {percent(best[family] / trained)} of the training "
                "length" if best[family] else f"{FAMILIES[family]} at no asked length" for family in PURE]
     text = f"Half the answers are right: {'; '.join(reaches)}; the better model with attention up to {attention}."
-    if all(reach <= trained / 2 and reach < attention for reach in best.values()):
+    lost = [min((f.number("length") for f in book if f.high < FAILED), default=trained) for book in books.values()]
+    if max(lost) <= min(trained / 2, attention):
         verdict = SEEN
     else:
         verdict = NOT_SEEN if all(_reach(book, best=False) >= trained for book in books.values()) else UNCLEAR
@@ -151,14 +158,16 @@ def pure_ssms_fail_phonebook(table: Table) -> Verdict:
 def errors_are_fuzzy(table: Table) -> Verdict:
     """C18: digits of wrong numbers agree with the right number more often than with another prompt's."""
     what = "phonebook.wrong_digits"
-    if missing := _missing(table, PURE, what) or _unlearned(table):
+    if missing := _missing(table, PURE, "phonebook.chance_digits") or _unlearned(table):
         return missing
     lows, highs, texts = [], [], []
     for family in PURE:
         chance = {f.shape["length"]: f for f in _book(table, family, what="phonebook.chance_digits")}
-        wrong = [f for f in _book(table, family, what=what) if f.shape["length"] in chance]
+        # where a seed gave no wrong number its spread is not known
+        wrong = [f for f in _book(table, family, what=what) if f.seeds > 1 and f.shape["length"] in chance]
         if not wrong:
-            return Verdict(UNCLEAR, f"{FAMILIES[family]} has no chance level to compare with.", (what,))
+            return Verdict(UNCLEAR, f"{FAMILIES[family]} has no length at which two seeds gave wrong numbers, with a "
+                                    "chance level to compare with.", (what,))
         lows.append(sum(f.low - chance[f.shape["length"]].high for f in wrong) / len(wrong))
         highs.append(sum(f.high - chance[f.shape["length"]].low for f in wrong) / len(wrong))
         mean, base = (sum(f.value for f in part) / len(wrong)
@@ -196,8 +205,9 @@ def hybrid_solves_phonebook(table: Table) -> Verdict:
     book, trained = _book(table, "hybrid"), _trained(table)
     inside = [f for f in book if f.number("length") <= trained]
     beyond = [f for f in book if f.number("length") > trained][:1]
-    if not inside or not beyond:
-        return Verdict(UNCLEAR, "Phonebook was not asked on both sides of the training length.", ("phonebook.exact",))
+    if not _reaches(table, inside) or not beyond:
+        return Verdict(UNCLEAR, "Phonebook was not asked in the longer half of the training length and beyond it.",
+                       ("phonebook.exact",))
     text = f"The hybrid answers {_list(inside + beyond)} tokens (training length {trained})."
     if all(f.low >= SOLVED for f in inside) and beyond[0].low >= FAILED:
         verdict = SEEN
@@ -216,6 +226,10 @@ def crossover(table: Table) -> Verdict:
     points = [(n, curves[0][n], curves[1][n]) for n in sorted(curves[0]) if n in curves[1]]
     if len(points) < 3:
         return Verdict(UNCLEAR, "Held-out loss was taken at fewer than three common points.", ("held_out_curve",))
+    end = min(table.about["recipes"][f.variant].get("tokens", points[-1][0]) for f in points[-1][1:])
+    if points[-1][0] < 0.99 * end:
+        return Verdict(UNCLEAR, f"Held-out loss was last taken of both at {points[-1][0]:,} of {end:,} tokens.",
+                       ("held_out_curve",))
     behind = [n for n, base, ours in points if ours.low - base.high > LOSS_MARGIN]
     _, base, ours = points[-1]
     ahead = base.low - ours.high > LOSS_MARGIN

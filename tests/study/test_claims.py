@@ -57,12 +57,41 @@ def test_a_transformer_solves_phonebook_if_the_worst_seed_does_at_every_length(t
     assert rules.transformer_solves_phonebook(table(*book(t=transformer))).verdict == verdict
 
 
-@pytest.mark.parametrize(("pure", "verdict"), [(POOR, SEEN), (GOOD, NOT_SEEN), ((0.9, 0.9, 0.4, 0.0), SEEN),
-                                               ((0.9, 0.9, 0.5, 0.0), UNCLEAR)])
+@pytest.mark.parametrize(("pure", "verdict"), [(POOR, SEEN), (GOOD, NOT_SEEN), ((0.9, 0.4, 0.4, 0.0), SEEN),
+                                               ((0.9, 0.9, 0.4, 0.0), UNCLEAR), ((0.9, 0.9, 0.5, 0.0), UNCLEAR)])
 def test_pure_ssms_fail_if_half_is_lost_by_half_the_training_length(pure: Any, verdict: str) -> None:
     found = rules.pure_ssms_fail_phonebook(table(*book(t=GOOD, m=pure, m2=pure)))
     assert found.verdict == verdict
     assert f"up to {rules._reach(book(t=GOOD), best=False)}." in found.sentence
+
+
+@pytest.mark.parametrize(("rule", "asked"), [
+    (rules.transformer_solves_phonebook, (64, 128)), (rules.hybrid_solves_phonebook, (64, 320)),
+    (rules.pure_ssms_fail_phonebook, (256, 320))])
+def test_what_was_not_asked_at_the_lengths_of_a_claim_is_not_decided(
+        rule: Callable[[Table], rules.Verdict], asked: tuple[int, ...]) -> None:
+    figures = book(t=GOOD, h=GOOD, m=POOR, m2=POOR)
+    assert rule(table(*figures)).verdict == SEEN
+    assert rule(table(*(f for f in figures if f.number("length") in asked))).verdict == UNCLEAR
+
+
+def test_a_seed_without_wrong_numbers_at_a_length_leaves_the_other_lengths() -> None:
+    wrong, chance = dict.fromkeys(("m", "m2"), (0.3,) * 4), dict.fromkeys(("m", "m2"), (0.1,) * 4)
+    figures = [*book(t=GOOD), *book("chance_digits", **chance), *book("wrong_digits", **wrong)]
+    figures = [replace(f, seeds=1, value=0.0) if "wrong" in f.what and f.number("length") == 64 else f for f in figures]
+    found = rules.errors_are_fuzzy(table(*figures))
+    assert (found.verdict, "30\N{NO-BREAK SPACE}% against" in found.sentence) == (SEEN, True)
+
+
+def test_a_training_that_has_not_ended_decides_no_crossover() -> None:
+    figures = [fig("held_out_curve", name, value, 0.01, tokens=tokens)
+               for name, curve in (("t", (6.0, 5.0, 4.0)), ("h", (6.2, 5.0, 3.9)))
+               for tokens, value in zip((1, 2, 3), curve, strict=True)]
+    for tokens, verdict in ((3, SEEN), (6, UNCLEAR)):
+        made = table(*figures)
+        for recipe in made.about["recipes"].values():
+            recipe["tokens"] = tokens
+        assert rules.crossover(made).verdict == verdict
 
 
 @pytest.mark.parametrize(("right", "verdict"), [(0.3, SEEN), (0.11, NOT_SEEN), (0.135, UNCLEAR)])
