@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hinny.study import longer_rules, rules, sweep_rules, tasks_rules
+from hinny.study import longer_rules, rules, speed_rules, sweep_rules, tasks_rules
 from hinny.study.collect import Table
 from hinny.study.rules import UNCLEAR, Verdict
 from hinny.study.tasks import RULER_MEAN
@@ -127,8 +127,9 @@ CLAIMS = [
           "Seen if mean held-out losses are less than 0.05 nats/token apart and so are each side's seeds; not seen if "
           "the worst seed of one beats the best of the other by more than that.", rules.same_quality),
     Claim("C12", "A Mamba-2 layer trains almost 3 times as fast as a Mamba layer at state size 128.", "about 3×",
-          "At a state of 128 or more in both. Seen if the slowest timing of Mamba-2 is at least twice the fastest of "
-          "Mamba; not seen if its fastest is less than twice the slowest.", rules.mamba2_trains_faster),
+          "On an accelerator, at a state of 128 or more in both. Seen if the slowest timing of Mamba-2 is at least "
+          "twice the fastest of Mamba; not seen if its fastest is less than twice the slowest.",
+          speed_rules.mamba2_trains_faster),
     Claim("C13", "Pure SSMs lag on lettered multiple choice (few-shot MMLU).", "17 points behind at 1.1T tokens",
           "By choice-letter, made-up lookups and sums. Seen if the Transformer's worst seed beats both pure SSMs' best "
           f"{_BY}; not seen if its best seed is at most 3 points above the worst of both. Not decided where none of "
@@ -145,16 +146,18 @@ CLAIMS = [
           "Needs a study that asks choice-letter and choice-cloze, of models that can answer them.",
           (tasks_rules.LETTER, tasks_rules.CLOZE)),
     Claim("C16", "Transformers solve Phonebook up to the training length.", "near 100 % up to 4096 tokens",
-          "Seen if the worst seed answers 90 % at every asked length up to the training length; not seen if it does at "
-          "the shortest but the best seed does not at some longer one.", rules.transformer_solves_phonebook),
+          "Seen if the worst seed answers 90 % at every asked length up to the training length, of which one is past "
+          "its half; not seen if it does at the shortest but the best seed does not at some longer one.",
+          rules.transformer_solves_phonebook),
     Claim("C17", "Pure SSMs fail Phonebook far below the training length.", "beyond about 500 of 4096 tokens",
-          "Seen if both pure SSMs, in their best seed, drop below half right at or before half the training length, "
-          "and before a model with attention does in its worst seed; not seen if both hold half right, in their worst "
-          "seed, up to the training length.", rules.pure_ssms_fail_phonebook),
+          "Seen if both pure SSMs, in their best seed, are below half right at an asked length of at most half the "
+          "training length, up to which a model with attention holds half right in its worst seed; not seen if both "
+          "hold half right, in their worst seed, up to the training length.", rules.pure_ssms_fail_phonebook),
     Claim("C18", "SSM errors are fuzzy: digits of wrong numbers agree above chance.", "above chance",
           "Seen if, for both pure SSMs, the share of right digits in wrong numbers, each digit scored given the true "
           "digits in front of it, exceeds that against another prompt's number by more than 3 points, averaged over "
-          "lengths, lowest seed against highest; not seen if it is below that for both, highest against lowest.",
+          "lengths at which two seeds gave wrong numbers, lowest seed against highest; not seen if it is below that "
+          "for both, highest against lowest.",
           rules.errors_are_fuzzy),
     Claim("C19", "More training does not close the Phonebook gap.", "still open from 1.1T to 3.5T tokens",
           "Needs Phonebook at several points of a longer training."),
@@ -164,8 +167,9 @@ CLAIMS = [
           rules.reversing_changes_phonebook),
     Claim("C21", "A hybrid with 8 % attention solves Phonebook up to and slightly beyond the training length.",
           "4K model: to about 5.5K tokens",
-          "Seen if the worst seed answers 90 % at every asked length up to the training length and half at the "
-          "first one beyond; not seen if it answers 90 % at the shortest and the best seed fails one of these.",
+          "Seen if the worst seed answers 90 % at every asked length up to the training length, of which one is past "
+          "its half, and half at the first one beyond; not seen if it answers 90 % at the shortest and the best seed "
+          "fails one of these.",
           rules.hybrid_solves_phonebook),
     Claim("C22", "The hybrid beats the Transformer on all 12 standard tasks.", "mean 55.82 against 53.17",
           _TASKS + "."),
@@ -209,10 +213,10 @@ CLAIMS = [
     Claim("C32", "Hybrid and Transformer use the hardware equally well in training.", "29.9 and 30.7 % of the peak",
           "On an accelerator; timings on a CPU never decide. Seen if the ratio of their FLOP/s lies between 0.9 and "
           "1.1 for every pair of timings; not seen if it lies outside for every pair.",
-          rules.equal_training_efficiency),
+          speed_rules.equal_training_efficiency),
     Claim("C33", "Decoding is predicted to be up to 8 times as fast at long context.", "up to 8×, a prediction",
           "Seen if the largest predicted ratio of the hybrid's to the Transformer's decode speed is at least 8; not "
-          "seen if it is below 4. It is a prediction here, too.", rules.predicted_decode),
+          "seen if it is below 4. It is a prediction here, too.", speed_rules.predicted_decode),
     Claim("C34", "The hybrid lags the Transformer early in training and passes it later.", "no token count known to us",
           "Seen if the hybrid's best seed is behind the Transformer's worst by more than 0.01 nats/token at some point "
           "and its worst ahead of the best by that at the end; not seen if it is clearly ahead at every point.",

@@ -20,6 +20,7 @@ from hinny import counts, pattern
 from hinny.config import ModelConfig, Recipe, load_recipe, read_toml, to_toml, validate
 from hinny.errors import RunError
 from hinny.run import Run, write_atomically
+from hinny.study.alike import differing, groups
 from hinny.study.config import EvalConfig, StudyConfig, differences, load_extensions
 from hinny.study.gains import extended_rows
 from hinny.study.longer import Extension
@@ -212,9 +213,10 @@ def _about(config: StudyConfig, recipes: dict[str, Recipe], extensions: list[Ext
            layout: Layout) -> dict[str, Any]:
     data = layout.data / "data.json"
     predicted = {recipe.name: recipe for recipe in map(load_recipe, config.predict.recipes if config.predict else [])}
+    group = groups(config.vary, recipes)
     return {"name": config.name, "description": config.description, "seeds": config.seeds,
             "match_tolerance": config.match_tolerance, "samples": config.eval.samples,
-            "recipes": {name: describe(recipe) for name, recipe in recipes.items()},
+            "recipes": {name: {**describe(recipe), "group": group[name]} for name, recipe in recipes.items()},
             "predicted": {name: describe(recipe) for name, recipe in predicted.items()},
             "differences": differences(recipes),
             "match": {"by": config.match_by, "context": config.match_context},
@@ -250,15 +252,20 @@ def is_even(model: ModelConfig) -> bool:
 
 
 def sweeps(entries: list[VaryConfig], recipes: dict[str, Recipe]) -> list[dict[str, Any]]:
-    """The variants that stand on a plot, line by line: plot, line, what x is, and each one's name, value and x."""
-    lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    """The variants that stand on a plot, line by line: plot, line, what x is, each one's name, value and x, and the
+    keys in which they differ.
+    """
+    lines: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for entry in entries:
         if entry.plot is not None:
             own = {one.name: one.name if one.value is None else one.value for one in variants([entry])}
-            lines.setdefault((entry.plot, entry.line or "", entry.x), []).extend(
-                {"recipe": name, "value": value, "x": place(entry.x, value, recipes[name])}
-                for name, value in {**entry.also, **own}.items())
-    return [{"plot": plot, "line": line, "x": x, "members": members} for (plot, line, x), members in lines.items()]
+            members = lines.setdefault((entry.plot, entry.line or "", entry.x), {})
+            for name, value in {**entry.also, **own}.items():
+                members.setdefault(name, {"recipe": name, "value": value, "x": place(entry.x, value, recipes[name])})
+    fitted = [entry.fit.key for entry in entries if entry.fit]
+    return [{"plot": plot, "line": line, "x": x, "members": list(members.values()),
+             "differ": differing([recipes[name] for name in members], fitted)}
+            for (plot, line, x), members in lines.items()]
 
 
 def place(axis: Axis, value: Value, recipe: Recipe) -> float | None:

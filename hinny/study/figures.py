@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from hinny.study.collect import Figure, Table
 from hinny.study.draw import Panel, Point, Series, short
 from hinny.study.rules import percent
+from hinny.study.speed_rules import predicted_pair
 
 FORMS = {"standard": "Standard: question last", "reversed": "Reversed: question first"}
 CHANCE = 6
@@ -208,10 +210,10 @@ def _predicted(table: Table) -> Plot | None:
         return None
     panels = _by_hardware(table, "predicted_decode", "{}", "context, tokens")
     batch = ", ".join(sorted({f.shape["batch"] for f in figures}))
-    caption = (f"Predicted, not measured: decode speed of the 8B models at batch {batch} from bytes moved and FLOPs "
-               "against each GPU's data sheet, an upper bound. Dotted where weights and caches exceed its memory. "
-               f"Both axes logarithmic. {ratio_sentence(table)}")
-    return Plot("predicted", "8B models on named GPUs, predicted", caption.strip(), panels, figures)
+    caption = (f"Predicted, not measured: decode speed of the {_sized(table)} at batch {batch} from bytes moved and "
+               "FLOPs against each GPU's data sheet, an upper bound. Dotted where weights and caches exceed its "
+               f"memory. Both axes logarithmic. {ratio_sentence(table)}")
+    return Plot("predicted", _title(table, " on named GPUs, predicted"), caption.strip(), panels, figures)
 
 
 def _predicted_prompt(table: Table) -> Plot | None:
@@ -227,7 +229,8 @@ def _predicted_prompt(table: Table) -> Plot | None:
                f"better), from FLOPs at an assumed share of {share} of each GPU's peak rate, the same for every model, "
                "dotted where weights and caches exceed its memory; and the bytes that one sequence then holds (lower "
                "is better): keys and values in bfloat16, states in float32. All axes logarithmic.")
-    return Plot("predicted_prompt", "8B models: prefill, state and cache, predicted", caption, panels, figures + held)
+    title = _title(table, ": prefill, state and cache, predicted")
+    return Plot("predicted_prompt", title, caption, panels, figures + held)
 
 
 def _by_hardware(table: Table, what: str, title: str, x: str) -> list[Panel]:
@@ -244,15 +247,28 @@ def _log_limits(panels: list[list[Series]]) -> tuple[float, float]:
     return min(values) / 1.4, max(values) * 1.4
 
 
+def predicted_size(table: Table) -> str:
+    """What the names of all predicted models begin with, such as "8B" of 8b-hybrid; "" where they differ."""
+    sizes = {name.partition("-")[0].upper() for name in table.about["predicted"]}
+    return next(iter(sizes)) if len(sizes) == 1 and re.fullmatch(r"[\d.]+[MB]", *sizes) else ""
+
+
+def _sized(table: Table) -> str:
+    return f"{predicted_size(table)} models".strip()
+
+
+def _title(table: Table, rest: str) -> str:
+    words = _sized(table)
+    return f"{words[0].upper()}{words[1:]}{rest}"
+
+
 def ratio_sentence(table: Table) -> str:
     """How many times faster the predicted hybrid decodes than the predicted Transformer, by context."""
-    by_family = {recipe["family"]: name for name, recipe in table.about["predicted"].items()}
-    ours = table.curve("predicted_decode", by_family.get("hybrid", ""), "context")
-    if not ours:
+    if (names := predicted_pair(table)) is None or not (ours := table.curve("predicted_decode", names[0], "context")):
         return ""
     hardware, parts = ours[0].shape["hardware"], []
     for figure in (f for f in ours if f.shape["hardware"] == hardware):
-        base = table.find("predicted_decode", by_family.get("transformer", ""), hardware=hardware,
+        base = table.find("predicted_decode", names[1], hardware=hardware,
                           context=figure.shape["context"], batch=figure.shape["batch"])
         parts += [f"{figure.value / base[0].value:.1f}× at {short(figure.number('context'))}"] if base else []
     batch = ours[0].shape["batch"]

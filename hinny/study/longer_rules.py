@@ -16,6 +16,7 @@ from hinny.study.rules import (
     SOLVED,
     UNCLEAR,
     Verdict,
+    not_alike,
     percent,
     spread,
 )
@@ -63,6 +64,8 @@ def rope_hurts_extension(table: Table) -> Verdict:
     bare, rope = recipe_of(table, "hybrid", "none"), recipe_of(table, "hybrid", "rope")
     if bare is None or rope is None:
         return Verdict(UNCLEAR, "The study has not one hybrid without positions and one with rotary positions.")
+    if unlike := not_alike(table, [bare, rope], "extended.window_loss"):
+        return unlike
     (name, ours), theirs = plain(table, bare), methods(table, rope)
     parts, states, read = [], [], ("extended.window_loss",)
     for factor, length in ours:
@@ -153,6 +156,8 @@ def hybrid_keeps_up(table: Table) -> Verdict:
     ours, theirs = recipe_of(table, "hybrid", "none"), recipe_of(table, "transformer")
     if ours is None or theirs is None:
         return Verdict(UNCLEAR, "The study has not one Transformer and one hybrid without positions.")
+    if unlike := not_alike(table, [ours, theirs], "extended.long_recall"):
+        return unlike
     parts, states, read = [], [], ("extended.long_recall",)
     method, at = plain(table, ours)
     for factor, _ in at:

@@ -79,7 +79,7 @@ def _content(table: Table) -> dict[str, Any]:
         "labels": {name: table.label(name) for name in [*recipes, *table.about["predicted"]]},
         "colours": {name: colour(table, name) % len(PALETTE) for name in [*recipes, *table.about["predicted"]]},
         "title": title(table), "changes": changed, "marks": MARKS, "verdicts": (SEEN, NOT_SEEN, UNCLEAR),
-        "spread": spread_note(table), "data_facts": data_facts(table.about["data"]),
+        "matched": matched_note(table), "spread": spread_note(table), "data_facts": data_facts(table.about["data"]),
         "provenance": {plot.id: provenance(plot.figures) for plot in shown} | {
             "changes": provenance(f for what in CHANGES for f in table.find(what)),
             "paper": provenance(beside.figures if beside else []),
@@ -109,6 +109,21 @@ def spread_note(table: Table) -> str:
     across = f"the range over {seeds} seeds" if seeds > 1 else "a 95 % interval of the one seed where there is one"
     return (f"Below each mean: {across}, for speeds the range of repeated timings. Bold: the best, and those "
             "whose range meets the best one's; none where that is all of them.")
+
+
+def matched_note(table: Table) -> str:
+    """In what the models are equal, and whether all saw the same tokens."""
+    about, recipes = table.about, table.about["recipes"].values()
+    match = about.get("match", {"by": "parameters", "context": None})
+    what = {"parameters": "Non-embedding parameters", "flops": "Training FLOPs a token",
+            "state": f"Bytes of a sequence behind {match['context']} tokens"}[match["by"]]
+    groups = len({recipe.get("group", "") for recipe in recipes})
+    within = f" in each of {groups} groups of models, and differ from group to group" if groups > 1 else ""
+    odd = any(len({recipe.get(key) for recipe in recipes}) > 1 for key in ("tokens", "seq_len")) or any(
+        key.startswith("data.") for key in about["differences"])
+    tokens = "They were not all trained on the same tokens" if odd else \
+        "All were trained on the same tokens in the same order"
+    return f"{what} agree within {100 * about['match_tolerance']:g} %{within}. {tokens}"
 
 
 def provenance(figures: Iterable[Figure]) -> list[dict[str, Any]]:

@@ -2,14 +2,15 @@
 
 A difference counts when the worst seed of one side beats the best seed of the other by a margin; equality when the
 means are closer than a margin and each side's seeds are, too. A rule on losses or recall never decides on one seed,
-nor on a recall task that no model with attention has learned. Speed does not depend on the seed: C12 and C32 compare
-the slowest and fastest of repeated timings of one model each. C33 compares predictions, which have no spread.
+nor on a recall task that no model with attention has learned, nor on models that differ in size or in the tokens that
+they saw. Rules on speed are in hinny.study.speed_rules.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hinny.study.alike import unlike
 from hinny.study.collect import FAMILIES, Figure, Table
 
 SEEN, NOT_SEEN, UNCLEAR = "seen", "not seen", "too small to tell"
@@ -53,7 +54,13 @@ def _missing(table: Table, families: tuple[str, ...], what: str) -> Verdict | No
             return Verdict(UNCLEAR, f"The {FAMILIES[family]} has no figure {what}.")
         if min(f.seeds for f in found) < 2:
             return Verdict(UNCLEAR, f"The {FAMILIES[family]} has one seed, so its spread is unknown.", (what,))
-    return None
+    return not_alike(table, [table.of_family(family) for family in families], what)
+
+
+def not_alike(table: Table, names: list[str | None], what: str) -> Verdict | None:
+    """The verdict where the models are not of one size, or did not see the same tokens."""
+    why = unlike(table.about, names)
+    return Verdict(UNCLEAR, f"The models cannot be compared: {why}.", (what,)) if why else None
 
 
 def _one(table: Table, what: str, family: str) -> Figure:
@@ -103,14 +110,20 @@ def transformer_solves_phonebook(table: Table) -> Verdict:
     if missing := _missing(table, ("transformer",), "phonebook.exact") or _unlearned(table):
         return missing
     book = [f for f in _book(table, "transformer") if f.number("length") <= _trained(table)]
-    if not book:
-        return Verdict(UNCLEAR, "Phonebook was not asked within the training length.", ("phonebook.exact",))
+    if not _reaches(table, book):
+        return Verdict(UNCLEAR, "Phonebook was not asked within the longer half of the training length.",
+                       ("phonebook.exact",))
     text = f"The Transformer answers {_list(book)} tokens (training length {_trained(table)})."
     if all(f.low >= SOLVED for f in book):
         verdict = SEEN
     else:
         verdict = NOT_SEEN if book[0].low >= SOLVED and any(f.high < SOLVED for f in book) else UNCLEAR
     return Verdict(verdict, text, ("phonebook.exact",))
+
+
+def _reaches(table: Table, book: list[Figure]) -> bool:
+    """Whether figures within the training length go past half of it, so that they say something about "up to"."""
+    return bool(book) and book[-1].number("length") > _trained(table) / 2
 
 
 def _reach(book: list[Figure], best: bool) -> int:
@@ -124,7 +137,7 @@ def _reach(book: list[Figure], best: bool) -> int:
 
 
 def pure_ssms_fail_phonebook(table: Table) -> Verdict:
-    """C17: fewer than half the answers right beyond half the training length, where attention still reaches."""
+    """C17: fewer than half the answers right at half the training length or before, where attention still reaches."""
     if missing := _missing(table, PURE, "phonebook.exact") or _unlearned(table):
         return missing
     trained = _trained(table)
@@ -134,7 +147,8 @@ def pure_ssms_fail_phonebook(table: Table) -> Verdict:
     reaches = [f"{FAMILIES[family]} up to {best[family]} tokens, {percent(best[family] / trained)} of the training "
                "length" if best[family] else f"{FAMILIES[family]} at no asked length" for family in PURE]
     text = f"Half the answers are right: {'; '.join(reaches)}; the better model with attention up to {attention}."
-    if all(reach <= trained / 2 and reach < attention for reach in best.values()):
+    lost = [min((f.number("length") for f in book if f.high < FAILED), default=trained) for book in books.values()]
+    if max(lost) <= min(trained / 2, attention):
         verdict = SEEN
     else:
         verdict = NOT_SEEN if all(_reach(book, best=False) >= trained for book in books.values()) else UNCLEAR
@@ -144,14 +158,16 @@ def pure_ssms_fail_phonebook(table: Table) -> Verdict:
 def errors_are_fuzzy(table: Table) -> Verdict:
     """C18: digits of wrong numbers agree with the right number more often than with another prompt's."""
     what = "phonebook.wrong_digits"
-    if missing := _missing(table, PURE, what) or _unlearned(table):
+    if missing := _missing(table, PURE, "phonebook.chance_digits") or _unlearned(table):
         return missing
     lows, highs, texts = [], [], []
     for family in PURE:
         chance = {f.shape["length"]: f for f in _book(table, family, what="phonebook.chance_digits")}
-        wrong = [f for f in _book(table, family, what=what) if f.shape["length"] in chance]
+        # where a seed gave no wrong number its spread is not known
+        wrong = [f for f in _book(table, family, what=what) if f.seeds > 1 and f.shape["length"] in chance]
         if not wrong:
-            return Verdict(UNCLEAR, f"{FAMILIES[family]} has no chance level to compare with.", (what,))
+            return Verdict(UNCLEAR, f"{FAMILIES[family]} has no length at which two seeds gave wrong numbers, with a "
+                                    "chance level to compare with.", (what,))
         lows.append(sum(f.low - chance[f.shape["length"]].high for f in wrong) / len(wrong))
         highs.append(sum(f.high - chance[f.shape["length"]].low for f in wrong) / len(wrong))
         mean, base = (sum(f.value for f in part) / len(wrong)
@@ -189,8 +205,9 @@ def hybrid_solves_phonebook(table: Table) -> Verdict:
     book, trained = _book(table, "hybrid"), _trained(table)
     inside = [f for f in book if f.number("length") <= trained]
     beyond = [f for f in book if f.number("length") > trained][:1]
-    if not inside or not beyond:
-        return Verdict(UNCLEAR, "Phonebook was not asked on both sides of the training length.", ("phonebook.exact",))
+    if not _reaches(table, inside) or not beyond:
+        return Verdict(UNCLEAR, "Phonebook was not asked in the longer half of the training length and beyond it.",
+                       ("phonebook.exact",))
     text = f"The hybrid answers {_list(inside + beyond)} tokens (training length {trained})."
     if all(f.low >= SOLVED for f in inside) and beyond[0].low >= FAILED:
         verdict = SEEN
@@ -198,38 +215,6 @@ def hybrid_solves_phonebook(table: Table) -> Verdict:
         fails = any(f.high < SOLVED for f in inside) or beyond[0].high < FAILED
         verdict = NOT_SEEN if inside[0].low >= SOLVED and fails else UNCLEAR
     return Verdict(verdict, text, ("phonebook.exact",))
-
-
-def mamba2_trains_faster(table: Table) -> Verdict:
-    """C12: training speed of whole models, decided only at the paper's state size."""
-    names = [table.of_family(family) for family in PURE]
-    one, two = (table.one("train", name) for name in names)
-    if one is None or two is None:
-        return Verdict(UNCLEAR, "The training speed of the two was not measured side by side.", ("train",))
-    sizes = [table.about["recipes"][name]["d_state"] for name in names]
-    text = (f"Whole models on this machine: Mamba-2 {two.value:,.0f} tokens/s, Mamba {one.value:,.0f}, "
-            f"{two.value / one.value:.1f}× (states of {sizes[1]} and {sizes[0]}).")
-    if min(sizes) < 128:
-        return Verdict(UNCLEAR, f"{text} The claim is about layers with a state of 128 in both.", ("train",))
-    verdict = SEEN if two.low / one.high >= 2 else NOT_SEEN if two.high / one.low < 2 else UNCLEAR
-    return Verdict(verdict, text, ("train",))
-
-
-def equal_training_efficiency(table: Table) -> Verdict:
-    """C32: model FLOP/s of hybrid and Transformer within 10 %, never decided on a CPU, whose rows name threads."""
-    names = [table.of_family(family) for family in ("transformer", "hybrid")]
-    base, ours = (table.one("train", name) for name in names)
-    if base is None or ours is None:
-        return Verdict(UNCLEAR, "The training speed of the two was not measured side by side.", ("train",))
-    flops = [table.about["recipes"][name]["flops_per_token"] for name in names]
-    low, mid, high = (a * flops[1] / (b * flops[0]) for a, b in
-                      ((ours.low, base.high), (ours.value, base.value), (ours.high, base.low)))
-    text = (f"Hybrid {ours.value:,.0f} tokens/s, Transformer {base.value:,.0f}; in FLOP/s the hybrid reaches "
-            f"{mid:.2f} of the Transformer.")
-    if "threads" in base.shape or "threads" in ours.shape:
-        return Verdict(UNCLEAR, f"{text} A CPU and tiny layers say nothing about a GPU's use.", ("train",))
-    verdict = SEEN if low > 0.9 and high < 1.1 else NOT_SEEN if high < 0.9 or low > 1.1 else UNCLEAR
-    return Verdict(verdict, text, ("train",))
 
 
 def crossover(table: Table) -> Verdict:
@@ -241,6 +226,10 @@ def crossover(table: Table) -> Verdict:
     points = [(n, curves[0][n], curves[1][n]) for n in sorted(curves[0]) if n in curves[1]]
     if len(points) < 3:
         return Verdict(UNCLEAR, "Held-out loss was taken at fewer than three common points.", ("held_out_curve",))
+    end = min(table.about["recipes"][f.variant].get("tokens", points[-1][0]) for f in points[-1][1:])
+    if points[-1][0] < 0.99 * end:
+        return Verdict(UNCLEAR, f"Held-out loss was last taken of both at {points[-1][0]:,} of {end:,} tokens.",
+                       ("held_out_curve",))
     behind = [n for n, base, ours in points if ours.low - base.high > LOSS_MARGIN]
     _, base, ours = points[-1]
     ahead = base.low - ours.high > LOSS_MARGIN
@@ -249,26 +238,3 @@ def crossover(table: Table) -> Verdict:
     never = all(base.low - ours.high > LOSS_MARGIN for _, base, ours in points)
     verdict = SEEN if ahead and behind else NOT_SEEN if never else UNCLEAR
     return Verdict(verdict, text, ("held_out_curve",))
-
-
-def predicted_decode(table: Table) -> Verdict:
-    """C33: the predicted speeds' ratio reaches 8 at some context; like the paper's, it is a prediction.
-
-    Also where the caches exceed one GPU; the sentence gives the largest that fits besides.
-    """
-    by_family = {recipe["family"]: name for name, recipe in table.about["predicted"].items()}
-    pairs = [(ours, base) for ours in table.find("predicted_decode", by_family.get("hybrid", ""))
-             for base in table.find("predicted_decode", by_family.get("transformer", ""),
-                                    **{key: ours.shape[key] for key in ("hardware", "batch", "context")})]
-    if not pairs:
-        return Verdict(UNCLEAR, "The study predicts no hybrid beside a Transformer.", ("predicted_decode",))
-    ours, base = max(pairs, key=lambda pair: pair[0].value / pair[1].value)
-    ratio = ours.value / base.value
-    inside = [a.value / b.value for a, b in pairs if "no" not in (a.shape["fits"], b.shape["fits"])]
-    heads = [table.about["predicted"][f.variant]["kv_heads"] for f in (base, ours)]
-    fitting = f"{max(inside):.1f}×" if inside else "no figure"
-    text = (f"Largest predicted ratio {ratio:.1f}× at {ours.number('context'):,} tokens, batch {ours.shape['batch']}, "
-            f"{ours.shape['hardware']}, memory limits aside; {fitting} where both fit one GPU. "
-            f"KV heads: {heads[0]} in the Transformer, {heads[1]} in the hybrid.")
-    verdict = SEEN if ratio >= 8 else NOT_SEEN if ratio < 4 else UNCLEAR
-    return Verdict(verdict, text, ("predicted_decode",))

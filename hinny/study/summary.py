@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hinny.study.claims import Judged
 from hinny.study.collect import Figure, Table
-from hinny.study.figures import ratio_sentence
+from hinny.study.figures import predicted_size, ratio_sentence
 from hinny.study.longer_figures import sentence
 from hinny.study.rules import FAILED, NOT_SEEN, SEEN, UNCLEAR, percent
 from hinny.study.tasks_figures import ruler_means
@@ -154,7 +154,8 @@ def answer(table: Table, judged: list[Judged]) -> list[str]:
     parts = [_text(table), _recall(table), _generation(table), ratio_sentence(table), sentence(table),
              _verdicts(judged)]
     if parts[3]:
-        parts[3] = f"At 8B, decode speed predicted from bytes and FLOPs, {parts[3][0].lower()}{parts[3][1:]}"
+        at = f"At {size}, decode" if (size := predicted_size(table)) else "Decode"
+        parts[3] = f"{at} speed predicted from bytes and FLOPs, {parts[3][0].lower()}{parts[3][1:]}"
     return [part for part in parts if part]
 
 

@@ -6,11 +6,14 @@ seed of one side beats the best of the other by more than 0.01 nats/token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from hinny.study.alike import unlike
 from hinny.study.collect import Figure, Table
 from hinny.study.rules import LOSS_MARGIN, NOT_SEEN, SEEN, UNCLEAR, Verdict, percent, spread
+from hinny.study.speed_rules import not_side_by_side
 
 NEAR = (0.04, 0.17)
 """Shares of attention layers that are near 8 %: half of it to twice it."""
@@ -19,15 +22,22 @@ MLP_FEW, MLP_MANY = 0.1, (0.3, 0.5)
 LOSS = "held_out_loss"
 SLACK = 0.005
 """How far a share may be from the one that is asked for: shares are whole numbers of layers."""
+MIX = {"model.pattern", "model.n_layers", "model.attention_ratio", "model.mlp_ratio", "model.mlp.d_ff"}
+"""Keys that say which layers there are, and the width by which models are made equal in size."""
+OWN = {"attention": MIX, "mlp": MIX, "pattern": MIX, "kv_heads": {"model.attention.n_kv_heads", "model.mlp.d_ff"},
+       "positions": {"model.attention.positions", "model.attention.rope_fraction", "model.attention.rope_base",
+                     "model.mlp.d_ff"}}
+"""What is varied → the keys in which models may differ for it."""
+Models = list[tuple[dict[str, Any], Figure]]
+"""What is told of each model of a line, and its held-out loss."""
 
 
-def _lines(table: Table) -> Iterator[list[tuple[dict[str, Any], Figure]]]:
-    """Of each line of a plot: what is told of a model, and its held-out loss; two seeds or more."""
-    for line in table.about.get("sweeps", []):
-        found = [(table.about["recipes"][member["recipe"]], figure) for member in line["members"]
-                 if (figure := table.one(LOSS, member["recipe"])) is not None]
-        if found:
-            yield found
+@dataclass(frozen=True)
+class _Line:
+    """Models of a line of a plot, and in what else they differ, as part of a sentence; "" where in nothing."""
+
+    models: Models
+    besides: str
 
 
 def varies(table: Table, *keys: str) -> bool:
@@ -35,13 +45,22 @@ def varies(table: Table, *keys: str) -> bool:
     return _line(table, *keys) is not None
 
 
-def _line(table: Table, *keys: str) -> list[tuple[dict[str, Any], Figure]] | None:
-    """The first line whose models differ in the first key and agree in the others."""
-    for line in _lines(table):
-        sets = [{_value(about, key) for about, _ in line} for key in keys]
+def _line(table: Table, *keys: str) -> _Line | None:
+    """The first line whose models differ in the first key alone; or in more, but agree in the other keys."""
+    found = []
+    for line in table.about.get("sweeps", []):
+        models = [(table.about["recipes"][member["recipe"]], figure) for member in line["members"]
+                  if (figure := table.one(LOSS, member["recipe"])) is not None]
+        sets = [{_value(about, key) for about, _ in models} for key in keys]
         if len(sets[0]) > 1 and all(len(values) == 1 for values in sets[1:]):
-            return line
-    return None
+            found.append(_Line(models, _besides(table, line, keys[0])))
+    return min(found, key=lambda one: bool(one.besides), default=None)
+
+
+def _besides(table: Table, line: dict[str, Any], key: str) -> str:
+    if more := [name for name in line.get("differ", []) if name not in OWN[key]]:
+        return f"they differ in {' and '.join(more[:2])}, too"
+    return unlike(table.about, [member["recipe"] for member in line["members"]])
 
 
 def _value(about: dict[str, Any], key: str) -> Any:
@@ -55,20 +74,28 @@ def _value(about: dict[str, Any], key: str) -> Any:
 
 
 def _judged(table: Table, keys: tuple[str, ...],
-            decide: Callable[[list[tuple[dict[str, Any], Figure]]], tuple[str, str]]) -> Verdict:
+            decide: Callable[[Models], tuple[str, str]]) -> Verdict:
     line = _line(table, *keys)
     if line is None:
         return Verdict(UNCLEAR, "The study varies nothing of the kind.")
-    if min(figure.seeds for _, figure in line) < 2:
+    if line.besides:
+        return Verdict(UNCLEAR, f"The models of the line cannot be compared: {line.besides}.", (LOSS,))
+    if min(figure.seeds for _, figure in line.models) < 2:
         return Verdict(UNCLEAR, "The study has one seed, so the spread is unknown.", (LOSS,))
-    verdict, text = decide(line)
+    verdict, text = decide(line.models)
     return Verdict(verdict, text, (LOSS,))
+
+
+def _by_share(line: Models, kind: str) -> dict[float, Figure]:
+    """Share of layers → the model's loss; of two with one share that of the more even pattern."""
+    order = sorted(line, key=lambda one: bool(one[0].get("even")))
+    return {about["shares"][kind]: figure for about, figure in order}
 
 
 def best_attention_share(table: Table) -> Verdict:
     """C1: the loss is lowest near 8 % of attention layers, and clearly lower than with none and with a quarter."""
-    def decide(line: list[tuple[dict[str, Any], Figure]]) -> tuple[str, str]:
-        shares = {about["shares"]["attention"]: figure for about, figure in line}
+    def decide(line: Models) -> tuple[str, str]:
+        shares = _by_share(line, "attention")
         near = {s: f for s, f in shares.items() if NEAR[0] - SLACK <= s <= NEAR[1] + SLACK}
         others = {s: f for s, f in shares.items() if s not in near}
         none, many = shares.get(0.0), [f for s, f in shares.items() if s >= MANY_ATTENTION - SLACK]
@@ -87,8 +114,8 @@ def best_attention_share(table: Table) -> Verdict:
 
 def mlp_share_is_free(table: Table) -> Verdict:
     """C3: with 30 to 50 % of MLP layers the loss is no higher than with hardly any."""
-    def decide(line: list[tuple[dict[str, Any], Figure]]) -> tuple[str, str]:
-        shares = {about["shares"]["mlp"]: figure for about, figure in line}
+    def decide(line: Models) -> tuple[str, str]:
+        shares = _by_share(line, "mlp")
         few = [f for s, f in shares.items() if s <= MLP_FEW]
         many = [f for s, f in shares.items() if MLP_MANY[0] - 2 * SLACK <= s <= MLP_MANY[1] + SLACK]
         told = "; ".join(f"{percent(share)} {spread(shares[share])}" for share in sorted(shares))
@@ -112,11 +139,15 @@ def mlp_trains_faster(table: Table) -> Verdict:
     line = _line(table, "mlp", "attention")
     if line is None:
         return Verdict(UNCLEAR, "The study varies nothing of the kind.")
-    speeds = {about["shares"]["mlp"]: found for about, figure in line
+    if line.besides:
+        return Verdict(UNCLEAR, f"The models of the line cannot be compared: {line.besides}.", ("train",))
+    speeds = {about["shares"]["mlp"]: found for about, figure in line.models
               if (found := table.one("train", figure.variant)) is not None}
     if len(speeds) < 2:
         return Verdict(UNCLEAR, "The training speed of the variants was not measured side by side.", ("train",))
     few, many = speeds[min(speeds)], speeds[max(speeds)]
+    if elsewhere := not_side_by_side([few, many]):
+        return elsewhere
     text = (f"{percent(max(speeds))} of MLP layers: {many.value:,.0f} tokens/s; {percent(min(speeds))}: "
             f"{few.value:,.0f}, {many.value / few.value:.2f}×.")
     if "threads" in few.shape or "threads" in many.shape:
@@ -127,7 +158,7 @@ def mlp_trains_faster(table: Table) -> Verdict:
 
 def even_spreading_is_as_good(table: Table) -> Verdict:
     """C5: no other placement of the same layers has a clearly lower loss than the even one."""
-    def decide(line: list[tuple[dict[str, Any], Figure]]) -> tuple[str, str]:
+    def decide(line: Models) -> tuple[str, str]:
         even = [f for about, f in line if about.get("even")]
         others = [f for about, f in line if not about.get("even")]
         told = "; ".join(f"{figure.variant} {spread(figure)}" for _, figure in line)
@@ -139,7 +170,7 @@ def even_spreading_is_as_good(table: Table) -> Verdict:
 
 def grouped_queries_are_free(table: Table) -> Verdict:
     """C6: in a hybrid, fewer KV heads than heads cost nothing."""
-    def decide(line: list[tuple[dict[str, Any], Figure]]) -> tuple[str, str]:
+    def decide(line: Models) -> tuple[str, str]:
         full = [f for about, f in line if about["kv_heads"] == about["heads"]]
         grouped = [f for about, f in line if about["kv_heads"] != about["heads"]]
         told = "; ".join(f"{about['kv_heads']} KV heads of {about['heads']} {spread(f)}" for about, f in line)
@@ -151,7 +182,7 @@ def grouped_queries_are_free(table: Table) -> Verdict:
 
 def rope_does_not_help(table: Table) -> Verdict:
     """C7: in a hybrid, rotary positions do not lower the loss at the training length."""
-    def decide(line: list[tuple[dict[str, Any], Figure]]) -> tuple[str, str]:
+    def decide(line: Models) -> tuple[str, str]:
         none, rope = ([f for about, f in line if about["positions"] == kind] for kind in ("none", "rope"))
         told = "; ".join(f"{figure.variant} {spread(figure)}" for _, figure in line)
         if not none or not rope or any(about["family"] != "hybrid" for about, _ in line):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from hinny.study.collect import FAMILIES, Figure, Table
 from hinny.study.longer_rules import plain, recipe_of
-from hinny.study.rules import FAILED, NOT_SEEN, PURE, SEEN, SHARE_MARGIN, UNCLEAR, Verdict, percent
+from hinny.study.rules import FAILED, NOT_SEEN, PURE, SEEN, SHARE_MARGIN, UNCLEAR, Verdict, not_alike, percent
 from hinny.study.tasks import RULER_MEAN
 
 LETTER, TEXT, CLOZE = (f"choice-{form}.acc" for form in ("letter", "text", "cloze"))
@@ -53,7 +53,7 @@ def _undecided(table: Table, families: tuple[str, ...], what: str, **shape: obje
             return Verdict(UNCLEAR, f"The {FAMILIES[family]} has one seed, so its spread is unknown.", (what,))
         if _asked(figure) < FEW:
             return Verdict(UNCLEAR, f"{_asked(figure)} questions are too few; {FEW} or more decide.", (what,))
-    return None
+    return not_alike(table, [table.of_family(family) for family in families], what)
 
 
 def _asked(figure: Figure) -> int:
@@ -139,6 +139,8 @@ def extended_hybrid_leads_on_ruler(table: Table) -> Verdict:
     ours, theirs = recipe_of(table, "hybrid", "none"), recipe_of(table, "transformer")
     if ours is None or theirs is None:
         return Verdict(UNCLEAR, "The study has not one Transformer and one hybrid without positions.")
+    if unlike := not_alike(table, [ours, theirs], EXTENDED_MEAN):
+        return unlike
     parts, states = [], set()
     method, at = plain(table, ours)
     for factor, length in at:

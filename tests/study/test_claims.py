@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hinny.study import rules
+from hinny.study import rules, speed_rules
 from hinny.study.claims import judge
 from hinny.study.collect import Figure, Table, collect, read_table
+from hinny.study.figures import ratio_sentence
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 
 FAMILIES = {"t": "transformer", "m": "mamba", "m2": "mamba2", "h": "hybrid"}
@@ -55,12 +57,41 @@ def test_a_transformer_solves_phonebook_if_the_worst_seed_does_at_every_length(t
     assert rules.transformer_solves_phonebook(table(*book(t=transformer))).verdict == verdict
 
 
-@pytest.mark.parametrize(("pure", "verdict"), [(POOR, SEEN), (GOOD, NOT_SEEN), ((0.9, 0.9, 0.4, 0.0), SEEN),
-                                               ((0.9, 0.9, 0.5, 0.0), UNCLEAR)])
+@pytest.mark.parametrize(("pure", "verdict"), [(POOR, SEEN), (GOOD, NOT_SEEN), ((0.9, 0.4, 0.4, 0.0), SEEN),
+                                               ((0.9, 0.9, 0.4, 0.0), UNCLEAR), ((0.9, 0.9, 0.5, 0.0), UNCLEAR)])
 def test_pure_ssms_fail_if_half_is_lost_by_half_the_training_length(pure: Any, verdict: str) -> None:
     found = rules.pure_ssms_fail_phonebook(table(*book(t=GOOD, m=pure, m2=pure)))
     assert found.verdict == verdict
     assert f"up to {rules._reach(book(t=GOOD), best=False)}." in found.sentence
+
+
+@pytest.mark.parametrize(("rule", "asked"), [
+    (rules.transformer_solves_phonebook, (64, 128)), (rules.hybrid_solves_phonebook, (64, 320)),
+    (rules.pure_ssms_fail_phonebook, (256, 320))])
+def test_what_was_not_asked_at_the_lengths_of_a_claim_is_not_decided(
+        rule: Callable[[Table], rules.Verdict], asked: tuple[int, ...]) -> None:
+    figures = book(t=GOOD, h=GOOD, m=POOR, m2=POOR)
+    assert rule(table(*figures)).verdict == SEEN
+    assert rule(table(*(f for f in figures if f.number("length") in asked))).verdict == UNCLEAR
+
+
+def test_a_seed_without_wrong_numbers_at_a_length_leaves_the_other_lengths() -> None:
+    wrong, chance = dict.fromkeys(("m", "m2"), (0.3,) * 4), dict.fromkeys(("m", "m2"), (0.1,) * 4)
+    figures = [*book(t=GOOD), *book("chance_digits", **chance), *book("wrong_digits", **wrong)]
+    figures = [replace(f, seeds=1, value=0.0) if "wrong" in f.what and f.number("length") == 64 else f for f in figures]
+    found = rules.errors_are_fuzzy(table(*figures))
+    assert (found.verdict, "30\N{NO-BREAK SPACE}% against" in found.sentence) == (SEEN, True)
+
+
+def test_a_training_that_has_not_ended_decides_no_crossover() -> None:
+    figures = [fig("held_out_curve", name, value, 0.01, tokens=tokens)
+               for name, curve in (("t", (6.0, 5.0, 4.0)), ("h", (6.2, 5.0, 3.9)))
+               for tokens, value in zip((1, 2, 3), curve, strict=True)]
+    for tokens, verdict in ((3, SEEN), (6, UNCLEAR)):
+        made = table(*figures)
+        for recipe in made.about["recipes"].values():
+            recipe["tokens"] = tokens
+        assert rules.crossover(made).verdict == verdict
 
 
 @pytest.mark.parametrize(("right", "verdict"), [(0.3, SEEN), (0.11, NOT_SEEN), (0.135, UNCLEAR)])
@@ -90,13 +121,30 @@ def test_a_hybrid_solves_phonebook_if_it_holds_beyond_the_training_length(hybrid
 @pytest.mark.parametrize(("fast", "half", "verdict"), [(300, 10, SEEN), (150, 10, NOT_SEEN), (200, 20, UNCLEAR)])
 def test_training_speed_is_decided_by_the_slowest_and_fastest_timings(fast: float, half: float, verdict: str) -> None:
     figures = table(fig("train", "m", 100, 1, 1), fig("train", "m2", fast, half, 1))
-    assert rules.mamba2_trains_faster(figures).verdict == verdict
+    assert speed_rules.mamba2_trains_faster(figures).verdict == verdict
+
+
+@pytest.mark.parametrize(("rule", "names"), [(speed_rules.mamba2_trains_faster, ("m", "m2")),
+                                             (speed_rules.equal_training_efficiency, ("t", "h"))])
+def test_timings_of_two_machines_or_of_unlike_models_or_of_a_cpu_decide_nothing(
+        rule: Callable[[Table], rules.Verdict], names: tuple[str, str]) -> None:
+    def judged(machine: str = "machine", group: str = "", tokens: int = 100, **shape: object) -> rules.Verdict:
+        other = fig("train", names[1], 300, 1, 1, **shape)
+        made = table(fig("train", names[0], 100, 1, 1, **shape), replace(other, machine=machine))
+        made.about["recipes"][names[0]] |= {"tokens": 100, "group": ""}
+        made.about["recipes"][names[1]] |= {"tokens": tokens, "group": group}
+        return rule(made)
+
+    assert judged().verdict != UNCLEAR
+    assert (judged(machine="another").verdict, judged(group="large").verdict) == (UNCLEAR, UNCLEAR)
+    assert "one machine" in judged(machine="another").sentence
+    assert judged(threads=2).verdict == UNCLEAR
 
 
 def test_training_speed_at_small_states_decides_nothing() -> None:
     figures = table(fig("train", "m", 100, 1, 1), fig("train", "m2", 300, 1, 1))
     figures.about["recipes"]["m"]["d_state"] = 16
-    found = rules.mamba2_trains_faster(figures)
+    found = speed_rules.mamba2_trains_faster(figures)
     assert (found.verdict, "3.0×" in found.sentence) == (UNCLEAR, True)
 
 
@@ -106,7 +154,7 @@ def test_training_speed_at_small_states_decides_nothing() -> None:
 def test_efficiency_is_equal_within_a_tenth_and_never_decided_on_a_cpu(
         speed: float, half: float, shape: Any, verdict: str) -> None:
     figures = table(fig("train", "t", 100, 1, 1, **shape), fig("train", "h", speed, half, 1, **shape))
-    assert rules.equal_training_efficiency(figures).verdict == verdict
+    assert speed_rules.equal_training_efficiency(figures).verdict == verdict
 
 
 @pytest.mark.parametrize(("hybrid", "verdict"), [
@@ -124,9 +172,43 @@ def test_the_predicted_ratio_is_the_largest_of_all_contexts(ratio: float, verdic
     figures = [fig("predicted_decode", name, value, hardware="H100", batch=32, context=context, fits=fits)
                for context, speed, fits in ((1024, 1.2, "yes"), (65536, ratio, "no"))
                for name, value in (("8t", 1.0), ("8h", speed))]
-    found = rules.predicted_decode(table(*figures, predicted=predicted))
+    found = speed_rules.predicted_decode(table(*figures, predicted=predicted))
     assert found.verdict == verdict
     assert "1.2× where both fit one GPU" in found.sentence
+
+
+@pytest.mark.parametrize("predicted", [
+    {"8t": ("transformer", 8e9), "1h": ("hybrid", 1e9)},
+    {"8t": ("transformer", 8e9), "8h": ("hybrid", 8e9), "8h-rope": ("hybrid", 8e9)}])
+def test_predictions_of_another_size_or_of_several_hybrids_decide_nothing(
+        predicted: dict[str, tuple[str, float]]) -> None:
+    about = {name: {"family": family, "parameters": size, "kv_heads": 8} for name, (family, size) in predicted.items()}
+    figures = [fig("predicted_decode", name, 1.0 if name == "8t" else 20.0, hardware="H100", batch=32, context=1024,
+                   fits="yes") for name in predicted]
+    found = speed_rules.predicted_decode(table(*figures, predicted=about))
+    assert (found.verdict, ratio_sentence(table(*figures, predicted=about))) == (UNCLEAR, "")
+
+
+@pytest.mark.parametrize(("unlike", "words"), [
+    ({"group": "large"}, "not matched in size"), ({"tokens": 7}, "different numbers of tokens"),
+    ({"seq_len": 512}, "sequences of different lengths")])
+def test_families_of_two_sizes_or_on_unequal_tokens_are_not_compared(unlike: dict[str, Any], words: str) -> None:
+    def judged(**more: Any) -> rules.Verdict:
+        made = table(*losses(m=(4.0, 0.01), m2=(4.2, 0.01)))
+        made.about["recipes"]["m2"] |= more
+        return rules.same_quality(made)
+
+    assert judged().verdict == NOT_SEEN
+    assert (judged(**unlike).verdict, words in judged(**unlike).sentence) == (UNCLEAR, True)
+
+
+def test_families_that_practised_unlike_data_are_not_compared_but_a_rate_of_its_own_is_no_bar() -> None:
+    figures = losses(m=(4.0, 0.01), m2=(4.2, 0.01))
+    for key, verdict in (("data.synthetic.share", UNCLEAR), ("optim.lr", NOT_SEEN)):
+        assert rules.same_quality(table(*figures, differences={key: {"m": 1, "m2": 2}})).verdict == verdict
+    # what differs is another model
+    other = table(*figures, differences={"data.synthetic.share": {"m": 1, "m2": 1, "t": 2}})
+    assert rules.same_quality(other).verdict == NOT_SEEN
 
 
 PHONEBOOK_RULES = [rules.transformer_solves_phonebook, rules.pure_ssms_fail_phonebook, rules.errors_are_fuzzy,

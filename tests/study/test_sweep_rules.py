@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,6 +92,30 @@ def test_what_is_free_costs_at_most_a_hundredth_in_the_worst_seed(
     assert found.verdict == verdict, found.sentence
 
 
+def test_a_line_that_varies_more_than_one_thing_decides_nothing() -> None:
+    def judged(**about: Any) -> Verdict:
+        made = table(ROPE, {"none": (3.0, 0.002), "rope": (3.0, 0.002)})
+        made.about["sweeps"][0] |= about
+        return sweep_rules.rope_does_not_help(made)
+
+    own = ["model.attention.positions", "model.attention.rope_base", "model.mlp.d_ff"]
+    assert judged(differ=own).verdict == SEEN
+    found = judged(differ=[*own, "optim.lr"])
+    assert (found.verdict, "they differ in optim.lr, too" in found.sentence) == (UNCLEAR, True)
+    unmatched = table({**ROPE, "rope": {**ROPE["rope"], "group": "large"}}, {"none": (3.0, 0.0), "rope": (3.0, 0.0)})
+    assert "not matched" in sweep_rules.rope_does_not_help(unmatched).sentence
+    # another line that varies it alone is the one to judge
+    both = table(ROPE, {"none": (3.0, 0.002), "rope": (3.0, 0.002)})
+    both.about["sweeps"].insert(0, {**both.about["sweeps"][0], "differ": ["model.d_model"]})
+    assert sweep_rules.rope_does_not_help(both).verdict == SEEN
+
+
+def test_of_two_models_with_one_share_the_even_one_counts() -> None:
+    models = {**ATTENTION, "first": {**ATTENTION["a8"], "even": False}}
+    losses = dict(zip(models, ((3.2, 0.0), (3.1, 0.0), (3.05, 0.0), (3.1, 0.0), (3.2, 0.0), (3.9, 0.0)), strict=True))
+    assert sweep_rules.best_attention_share(table(models, losses)).verdict == SEEN
+
+
 def test_more_mlp_trains_faster_only_on_an_accelerator() -> None:
     def speeds(few: float, many: float, **shape: object) -> Verdict:
         return sweep_rules.mlp_trains_faster(table(MLP, dict.fromkeys(MLP, (3.0, 0.0)), *(
@@ -98,6 +123,9 @@ def test_more_mlp_trains_faster_only_on_an_accelerator() -> None:
 
     assert [speeds(*pair).verdict for pair in ((1000, 1200), (1200, 1000), (1000, 1015))] == [SEEN, NOT_SEEN, UNCLEAR]
     assert speeds(1000, 1200, threads=2).verdict == UNCLEAR
+    figures = [fig("train", "m0", 1000, 10, 1), replace(fig("train", "m50", 1200, 10, 1), machine="another")]
+    elsewhere = sweep_rules.mlp_trains_faster(table(MLP, dict.fromkeys(MLP, (3.0, 0.0)), *figures))
+    assert (elsewhere.verdict, "one machine" in elsewhere.sentence) == (UNCLEAR, True)
 
 
 @pytest.mark.parametrize(("models", "claims"), [

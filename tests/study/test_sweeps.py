@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from test_claims import fig
 from hinny.study import conduct
 from hinny.study.collect import Figure, Table
 from hinny.study.draw import draw
-from hinny.study.scaling import band, crossing, fit
+from hinny.study.scaling import Crossing, band, crossing, fit, fitted_sentence
 from hinny.study.sweeps import sweep_plots
 
 SIZES = [8e6, 17e6, 31e6]
@@ -63,12 +64,46 @@ def test_two_laws_meet_where_they_are_equal() -> None:
     steep, flat = fit(*made(2.0, -0.08, 1e-5, 1)), fit(*made(2.0 - 0.02 * math.log(2e7), -0.06, 1e-5, 2))
     assert steep is not None
     assert flat is not None
-    at, share = crossing(steep, flat)
-    assert at == pytest.approx(2e7, rel=0.01)
-    assert share > 0.99
+    found = crossing(steep, flat)
+    assert found is not None
+    assert found.at == pytest.approx(2e7, rel=0.01)
+    assert found.unsure == pytest.approx((2e7, 2e7), rel=0.05)
+    assert (found.inside, found.share > 0.99) == (True, True)
     above = fit(*made(2.1, -0.08, 1e-5, 3))
     assert above is not None
-    assert crossing(steep, above) == (None, pytest.approx(0.0, abs=0.01))
+    assert crossing(steep, above) == Crossing(None, False, None, pytest.approx(0.0, abs=0.01))
+    larger = fit([1e9, 2e9, 4e9], [3.0, 2.9, 2.8])
+    assert larger is not None
+    assert crossing(steep, larger) is None
+
+
+def test_where_two_laws_meet_is_within_the_sizes_told_as_unsure_nineteen_times_of_twenty() -> None:
+    inside = 0
+    for seed in range(200):
+        steep = fit(*made(2.0, -0.08, 0.003, 2 * seed))
+        flat = fit(*made(2.0 - 0.02 * math.log(2e7), -0.06, 0.003, 2 * seed + 1))
+        assert steep is not None
+        assert flat is not None
+        found = crossing(steep, flat)
+        assert found is not None
+        inside += found.unsure is not None and found.unsure[0] <= 2e7 <= found.unsure[1]
+    # of 200, 190 are expected, with a standard deviation of 3
+    assert 180 <= inside <= 200
+
+
+@pytest.mark.parametrize(("at", "noise", "words"), [
+    (2e7, 2e-3, r"T and H meet at \d\dM \(not told apart from 1\dM to \d\dM\), past which T is lower"),
+    (2e7, 0.1, "T and H are not told apart at any size trained"),
+    (1e8, 1e-4, r"H is below T between the sizes trained; extended past the largest, which nothing here tests, the "
+                r"curves meet at [\d.]+M \(\d+ % of draws meet up to 10 times it\)"),
+    (1e12, 1e-4, r"H is below T between the sizes trained")])
+def test_a_crossing_is_told_with_its_range_and_past_the_sizes_trained_as_what_it_is(
+        at: float, noise: float, words: str) -> None:
+    flat, steep = fit(*made(2.0 - 0.02 * math.log(at), -0.06, noise, 2)), fit(*made(2.0, -0.08, noise, 1))
+    assert steep is not None
+    assert flat is not None
+    text = fitted_sentence([{"line": "T"}, {"line": "H"}], {0: steep, 1: flat})
+    assert re.search(rf"\); {words}\.$", text), text
 
 
 def test_two_sizes_make_no_law() -> None:
@@ -127,7 +162,7 @@ def test_sizes_get_a_law_with_its_band_and_say_where_two_laws_meet() -> None:
     panel = plot.panels[0]
     assert [(s.label, s.dots, len(s.points)) for s in panel.series] == [
         ("T", True, 3), ("H", True, 3), ("", False, 25), ("", False, 25)]
-    assert "T and H" in plot.caption
+    assert re.search("T is below H|T and H", plot.caption)
     assert "95 % bands" in plot.caption
     assert {f.what for f in plot.figures} >= {"held_out_loss_of_seed"}
     assert "<svg" in draw(panel)

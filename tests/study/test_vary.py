@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+from test_claims import fig
 
 from hinny import counts
 from hinny.config import Recipe, find, load_recipe
 from hinny.errors import ConfigError
-from hinny.study.collect import sweeps
+from hinny.study.claims import judge
+from hinny.study.collect import Table, collect, describe, read_table, sweeps
 from hinny.study.config import StudyConfig, load_recipes, load_study
 from hinny.study.folder import claim_folder
 from hinny.study.plan import Layout, stages
@@ -198,6 +200,40 @@ def test_lines_know_where_their_models_stand(tmp_path: Path) -> None:
         ("none", 0.0), ("attention-0.17", 1 / 6), ("attention-0.33", 2 / 6)]
     assert [(m["recipe"], m["value"], m["x"]) for m in placed["members"]] == [
         ("attention-0.17", "even", None), ("placed-first", "first", None), ("placed-last", "last", None)]
+
+
+def test_lines_know_in_what_their_models_differ(tmp_path: Path) -> None:
+    def differ(text: str) -> list[str]:
+        config = study(tmp_path, text, 'may_differ=["optim.lr"]' if "optim.lr" in text else "match_tolerance=0.02")
+        return list(sweeps(config.vary, load_recipes(config))[0]["differ"])
+
+    assert set(differ(STUDY)) == {"model.pattern", "model.attention_ratio"}
+    assert set(differ(STUDY.replace('activation" = "gelu"', 'activation" = "relu2"'))) == {
+        "model.pattern", "model.attention_ratio", "model.mlp.activation"}
+    assert set(differ(STUDY.replace('"model.mlp.activation" = "gelu"', '"optim.lr" = 9e-4'))) == {
+        "model.pattern", "model.attention_ratio", "optim.lr"}
+
+
+def test_the_folder_knows_which_models_are_matched_with_each_other(tmp_path: Path) -> None:
+    text = STUDY + '[[vary]]\nname = "more"\nrecipe = "tiny-hybrid"\ngroup = "large"\n'
+    config = study(tmp_path, text)
+    layout = Layout(tmp_path / "out")
+    claim_folder(config, load_recipes(config), layout)
+    layout.results.mkdir()
+    collect(layout.root)
+    told = read_table(layout.root).about["recipes"]
+    assert {name: about["group"] for name, about in told.items()} == {
+        "none": "", "attention-0.17": "", "attention-0.33": "", "placed-first": "", "placed-last": "", "more": "large"}
+
+
+def test_the_lines_of_the_shipped_sweep_are_judged() -> None:
+    config = load_study("ratio")
+    recipes = load_recipes(config)
+    told = {name: describe(recipe) for name, recipe in recipes.items()}
+    figures = [fig("held_out_loss", name, 3.0, 0.001) for name in recipes]
+    judged = {one.claim.id: one.verdict for one in judge(Table(figures, {
+        "recipes": told, "predicted": {}, "sweeps": sweeps(config.vary, recipes)}))}
+    assert all("Held-out loss" in judged[name].sentence for name in ("C1", "C3", "C5", "C6", "C7"))
 
 
 @pytest.mark.parametrize(("name", "models"), [("ratio", 15), ("scaling", 12)])
