@@ -61,13 +61,17 @@ def _plot(table: Table, name: str, title: str, lines: list[dict[str, Any]]) -> P
                 format_x=_namer(names) if named else percent if axis in SHARES else None))
     if not panels:
         return None
-    caption = f"Higher is better, but for the loss. Each point is a model of its own. {seeds_note(figures)}"
+    timed = [f for f in figures if f.what == "train"]
+    note = seeds_note([f for f in figures if f.what != "train"] or figures)
+    caption = (f"Higher is better, but for the loss. Each point is a model of its own. {note}"
+               f"{' Bands of training speed span repeated timings of one trained model.' if timed else ''}")
     if axis in LOGARITHMIC and (found := fits(table, lines)):
         curves = [Series("", band(fit), colour) for colour, fit in found.items()]
         panels[0] = Panel(panels[0].title, panels[0].x, panels[0].y,
                           [*(Series(s.label, s.points, s.colour, dots=True) for s in panels[0].series), *curves],
                           limits=limits([[*panels[0].series, *curves]]), log_x=True, ticks=panels[0].ticks)
-        figures += table.find("held_out_loss_of_seed")
+        shown = {member["recipe"] for line in lines for member in line["members"]}
+        figures += [f for f in table.find("held_out_loss_of_seed") if f.variant in shown]
         caption = f"{caption} {fitted_sentence(lines, found)}"
     return Plot(name, title, caption, panels, figures)
 

@@ -168,6 +168,20 @@ def test_sizes_get_a_law_with_its_band_and_say_where_two_laws_meet() -> None:
     assert "<svg" in draw(panel)
 
 
+def test_the_ranges_of_speeds_are_those_of_timings_and_a_plot_has_its_own_seeds_alone() -> None:
+    sizes: dict[str, list[float | None]] = {"T": [*SIZES], "H": [*SIZES]}
+    made = table("parameters", {"T": [1, 2, 3], "H": [1, 2, 3]}, sizes)
+    made.about["sweeps"][1]["plot"] = "Another"
+    one, other = sweep_plots(made)
+    assert {f.variant for f in one.figures} == {"T-1", "T-2", "T-3"}
+    assert {f.variant for f in other.figures} == {"H-1", "H-2", "H-3"}
+    assert "timings" not in one.caption
+    timed = Table([*made.figures, fig("train", "T-1", 900, 20, 1)], made.about)
+    caption = sweep_plots(timed)[0].caption
+    assert "means over two seeds" in caption
+    assert "Bands of training speed span repeated timings" in caption
+
+
 def test_labels_of_an_axis_do_not_touch() -> None:
     (plot,) = sweep_plots(table("attention", {"l": [0, 2, 4, 8, 50]}, {"l": [0.0, 0.02, 0.04, 0.08, 0.5]}))
     assert plot.panels[0].ticks == [0.0, 0.08, 0.5]
