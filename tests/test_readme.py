@@ -49,3 +49,30 @@ def test_every_room_is_in_the_tree_and_every_link_leads_somewhere() -> None:
     assert missing <= {"errors", "verb", "progress"}
     for link in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / link).exists(), link
+
+
+MEASURES = {"Held-out loss, nats/token": "Held-out loss (nats/token,", "Copying": "Copying (right,",
+            "Phonebook up to 1,024 tokens, exact": "Phonebook up to 1,024 tokens (exact,",
+            "Phonebook beyond 1,024, before any extension": "Phonebook beyond 1,024 (exact,"}
+"""Row of the README → how the row of the published report begins."""
+
+
+def cells(line: str) -> list[str]:
+    """What a row of a Markdown table has, without ranges in brackets."""
+    return [re.sub(r" \([^()]* – [^()]*\)", "", cell.strip().replace("\N{NO-BREAK SPACE}", " "))
+            for cell in line.strip("| ").split(" | ")]
+
+
+def test_the_headline_table_is_that_of_the_published_page() -> None:
+    report = (ROOT / "docs/results/long-context/report.md").read_text()
+    section = README[README.index("## What such a page shows"):README.index("## The project")]
+    told = {row[0]: row[1:] for row in map(cells, section.splitlines()) if len(row) == 5}
+    for title, begin in MEASURES.items():
+        (line,) = (line for line in report.splitlines() if line.startswith(f"| {begin}"))
+        assert told[title] == cells(line)[1:], title
+    summary = report[report.index("- Extended to 8,192 tokens"):].splitlines()[0]
+    best = re.findall(r"\+(\d\.\d+) nats/token \([\w-]+, (\d+)\s% of the longer recall right\)", summary)
+    gained = told["Gained by the best extension, nats/token"]
+    assert [cell.split(" ")[0] for cell in gained] == [gain for gain, _ in best]
+    assert told["Recall at its length"] == [f"{recall} %" for _, recall in best]
+    assert re.findall(r"commit (\w+)", section) == re.findall(r"Commit `(\w{7})", report)[:1]

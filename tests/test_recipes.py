@@ -20,7 +20,8 @@ PARAMETERS_8B = {"mamba2": 8_236_999_680, "hybrid": 8_654_517_248, "transformer"
 
 
 def test_every_size_has_the_four_families() -> None:
-    assert {f"{size}-{family}" for size in ("tiny", "30m", "130m", "840m", "8b") for family in FAMILIES} <= set(NAMES)
+    sizes = ("tiny", "30m", "50m", "130m", "840m", "8b")
+    assert {f"{size}-{family}" for size in sizes for family in FAMILIES} <= set(NAMES)
 
 
 def test_the_8b_models_are_extended_to_the_papers_lengths_under_names_of_their_own() -> None:
@@ -73,7 +74,7 @@ def test_the_8b_models_differ_in_activation_norm_positions_and_groups_as_release
 
 
 def test_the_transformers_output_layers_start_smaller_by_the_released_rule() -> None:
-    for size in ("tiny", "130m", "840m", "8b"):
+    for size in ("tiny", "50m", "130m", "840m", "8b"):
         model = load_recipe(f"{size}-transformer").model
         blocks = model.depth // 2
         assert model.output_init_std == pytest.approx(model.init_std / (2 * blocks) ** 0.5, rel=1e-12)
@@ -91,13 +92,14 @@ def test_the_8b_runs_are_as_long_as_the_papers_to_a_step(family: str, tokens: fl
     assert recipe.data.boundaries == "leak"
 
 
-@pytest.mark.parametrize(("size", "tolerance"), [("tiny", 0.02), ("30m", 0.02), ("130m", 0.02), ("840m", 0.02)])
+@pytest.mark.parametrize(("size", "tolerance"), [("tiny", 0.02), ("30m", 0.02), ("50m", 0.02), ("130m", 0.02),
+                                                ("840m", 0.02)])
 def test_the_families_of_a_size_match_in_non_embedding_parameters(size: str, tolerance: float) -> None:
     sizes = [counts.parameters(load_recipe(f"{size}-{family}").model).non_embedding for family in FAMILIES]
     assert max(sizes) / min(sizes) - 1 <= tolerance
 
 
-@pytest.mark.parametrize("size", ["tiny", "30m", "130m", "840m"])
+@pytest.mark.parametrize("size", ["tiny", "30m", "50m", "130m", "840m"])
 def test_the_families_of_a_size_train_alike(size: str) -> None:
     first, *others = (load_recipe(f"{size}-{family}") for family in FAMILIES)
     for other in others:

@@ -182,7 +182,7 @@ def _bench(config: StudyConfig, recipe: str, layout: Layout, cores: int) -> Iter
     run = layout.run(recipe, config.seeds[0])
     verbs = {GENERATE_FILE: ["generate", "--run", str(run), "--contexts", commas(config.bench.contexts)],
              TRAIN_FILE: ["train", "--recipe", str(run / "recipe.toml"), "--steps", str(config.bench.train_steps),
-                          "--save", str(run)]}
+                          "--data", str(layout.data), "--save", str(run)]}
     for file, (what, *options) in verbs.items():
         name = f"bench {what} {recipe}"
         argv = ("bench", what, *options, "--threads", str(cores))

@@ -101,6 +101,8 @@ def _measures(table: Table) -> list[Measure]:
         Measure("cloze", "Cloze questions", "right", False, percent, lambda t, n: t.find("choice-cloze.acc", n)),
         Measure("training", "Training speed", "tokens/s", False, "{:,.0f}".format, lambda t, n: t.find("train", n),
                 TIMINGS),
+        Measure("mfu", "Share of the GPU's peak in training", "MFU", False, percent,
+                lambda t, n: t.find("train.mfu", n), TIMINGS),
         Measure("decode", f"Decode after {longest} tokens", "tokens/s", False, "{:,.0f}".format, _last("decode"),
                 TIMINGS),
         Measure("memory", f"State and cache at {longest}", "bytes", True, in_bytes, _last("state_bytes"), COUNTED),

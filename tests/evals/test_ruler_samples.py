@@ -275,11 +275,3 @@ def test_a_version_or_length_that_is_none_is_refused() -> None:
             task.samples(replace(setting(2000), ruler_version="v2"))
         with pytest.raises(ConfigError, match="length"):
             task.samples(replace(setting(2000), length=None))
-
-
-def test_words_are_asked_for_by_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words.importlib.util, "find_spec", lambda name: None)
-    needing = {task.name for task in TASKS if task.missing(setting(2000))}
-    assert needing == {task.name for task in NEEDLES if "multikey-3" not in task.name} | {"ruler-cwe"}
-    with pytest.raises(DataError, match=r"hinny\[eval\]"):
-        BY_NAME["ruler-cwe"].samples(setting(2000))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hinny import counts
 from hinny.config import load_recipe
 from hinny.errors import ConfigError, RunError
 from hinny.run import Run, row, weights_print
@@ -222,3 +223,18 @@ def test_the_shipped_study_extends_every_family_that_it_trains() -> None:
     assert {name for method in config.extend for name in method.recipes} == set(config.recipes)
     assert {factor for method in config.extend for factor in method.factors} == {4, 8}
     assert load_extensions(config, load_recipes(config))
+
+
+def test_the_shipped_study_for_a_gpu_is_the_papers_comparison() -> None:
+    config = load_study("mini")
+    recipes = load_recipes(config)
+    assert [name.removeprefix("50m-") for name in recipes] == ["transformer", "mamba", "mamba2", "hybrid"]
+    assert len(config.seeds) == 2
+    found = [counts.parameters(recipe.model).non_embedding for recipe in recipes.values()]
+    assert max(found) / min(found) <= 1.02
+    assert min(found) > 30e6
+    assert max(found) < 60e6
+    assert {"heldout", "phonebook", "mqar", "copy", "choice-cloze", "choice-letter"} <= set(config.eval.tasks)
+    assert (config.eval.ruler_lengths, config.eval.max_length) == ([1024, 2048, 4096], 4096)
+    extended = load_extensions(config, recipes)
+    assert {(one.base.name, one.length) for one in extended} == {(name, 4096) for name in recipes}

@@ -43,6 +43,9 @@ def test_training_comes_before_timing_and_each_run_is_evaluated_in_its_slot(quic
                           "--data", str(tmp_path / "data"), "--out", run, "--threads", "1")
     assert evaluate.argv[:6] == ("eval", run, "heldout", "phonebook", "mqar", "copy")
     assert [job.argv[1] for job in timings.chains[0]] == ["generate", "train"] * 4
+    # documents are packed in the study's batches: random tokens would be another work
+    data = timings.chains[0][1].argv.index("--data") + 1
+    assert timings.chains[0][1].argv[data] == str(tmp_path / "data")
     assert all(job.argv[-2:] == ("--threads", "2") for job in timings.chains[0])
 
 

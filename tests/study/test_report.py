@@ -189,6 +189,19 @@ def test_the_short_table_marks_the_best_of_each_line(study_folder: Path, page: P
     assert lines["Held-out loss"].cells[0].text == "3.900"
 
 
+def test_the_short_table_has_the_share_of_the_peak_where_a_gpu_was_timed(study_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(study_folder, tmp_path / "gpu")
+    lines = [line.title for line in columns(read_table(tmp_path / "gpu"))]
+    assert not any("peak" in title for title in lines)
+    for file in (tmp_path / "gpu/runs").glob("*/results/train.json"):
+        rows = json.loads(file.read_text())
+        file.write_text(json.dumps([*rows, {**rows[0], "what": "train.mfu", "value": 0.314, "low": 0.31, "high": 0.32,
+                                            "unit": "of peak"}]))
+    collect(tmp_path / "gpu")
+    line = next(line for line in columns(read_table(tmp_path / "gpu")) if "peak" in line.title)
+    assert [cell.text for cell in line.cells] == ["31\N{NO-BREAK SPACE}%"] * 4
+
+
 def test_labels_are_moved_apart_and_stay_in_order() -> None:
     placed = apart([0.5, 0.5, 0.52, 1.0], 0.1)
     assert all(b - a > 0.0999 for a, b in itertools.pairwise(placed))

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import ClassVar
 
 from hinny.errors import ConfigError, DataError
-from hinny.evals.ruler import scores, words
+from hinny.evals.ruler import scores
 from hinny.evals.ruler.fitting import Plan, fit
 from hinny.evals.task import Answer, Sample, Setting, Written
 from hinny.infer.reading.requests import Generated
@@ -54,17 +54,13 @@ class RulerTask(ABC):
     def draw(self, setting: Setting) -> Draw:
         """Prepares what all samples at `setting.length` share."""
 
-    def needs_words(self) -> bool:
-        """Whether its samples are made of the lists of wonderwords."""
-        return False
-
     def number(self, setting: Setting) -> int:
         """How many samples there are."""
         return setting.samples
 
     def missing(self, setting: Setting) -> list[str]:
-        """The package of words where it is needed and absent."""
-        return [words.ABSENT] if self.needs_words() and words.absent() else []
+        """Files that it is made of and that are not there."""
+        return []
 
     def least(self, setting: Setting) -> int:
         """A length at which all samples can be made, with as little haystack as can be.

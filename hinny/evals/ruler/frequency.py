@@ -72,10 +72,6 @@ class CommonWords(RulerTask):
     shots: ClassVar[int] = 1
     answer_tokens: ClassVar[int] = 120
 
-    def needs_words(self) -> bool:
-        """Its lists are of nothing else."""
-        return True
-
     def draw(self, setting: Setting) -> Draw:
         """A different word is a unit."""
         head, parts, vocabulary = is_head(setting), Parts(setting.tokenizer), words.vocabulary()

@@ -51,17 +51,12 @@ class Needles(RulerTask):
     queries: int = 1
     answer_tokens: ClassVar[int] = 128
 
-    def needs_words(self) -> bool:
-        """Whether keys are words."""
-        return self.key == "words"
-
     def missing(self, setting: Setting) -> list[str]:
-        """The package of words, or the haystack that was named."""
-        absent = super().missing(setting)
+        """The haystack that was named."""
         if self.haystack == "prose" and setting.haystack is not None and not setting.haystack.exists():
-            absent.append(f"the haystack {setting.haystack}, which is not there: name a .txt, .json or .jsonl file or "
-                          "a folder of .txt, or leave it out for the stand-in")
-        return absent
+            return [f"the haystack {setting.haystack}, which is not there: name a .txt, .json or .jsonl file or "
+                    "a folder of .txt, or leave it out for the stand-in"]
+        return []
 
     def draw(self, setting: Setting) -> Draw:
         """One line of noise or one word of prose is a unit of haystack; or one more needle."""

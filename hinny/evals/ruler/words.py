@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import importlib.resources
-import importlib.util
 import uuid
 from collections.abc import Callable, Collection
 from functools import lru_cache
 
 import numpy as np
 
-from hinny.errors import ConfigError
-
-ABSENT = "the package wonderwords, for lists of words: pip install 'hinny[eval]'"
-
-
-def absent() -> bool:
-    """Whether wonderwords is not installed."""
-    return importlib.util.find_spec("wonderwords") is None
-
 
 @lru_cache
 def _list(kind: str) -> tuple[str, ...]:
-    if absent():
-        raise ConfigError(f"this task needs {ABSENT}.")
     file = importlib.resources.files("wonderwords") / "assets" / f"{kind}list.txt"
     # some lines end with a space, which would belong to a word and to what is looked for in an answer
     return tuple(word for line in file.read_text(encoding="utf-8").splitlines() if (word := line.strip()))
