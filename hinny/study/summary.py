@@ -151,11 +151,11 @@ def leaders(scores: dict[str, Score], lower: bool) -> list[str]:
 
 def answer(table: Table, judged: list[Judged]) -> list[str]:
     """The report's first sentences, all from figures."""
-    parts = [_text(table), _recall(table), _generation(table), ratio_sentence(table), sentence(table),
+    parts = [_text(table), _groups(table), _recall(table), _generation(table), ratio_sentence(table), sentence(table),
              _verdicts(judged)]
-    if parts[3]:
+    if parts[4]:
         at = f"At {size}, decode" if (size := predicted_size(table)) else "Decode"
-        parts[3] = f"{at} speed predicted from bytes and FLOPs, {parts[3][0].lower()}{parts[3][1:]}"
+        parts[4] = f"{at} speed predicted from bytes and FLOPs, {parts[4][0].lower()}{parts[4][1:]}"
     return [part for part in parts if part]
 
 
@@ -182,6 +182,13 @@ def _text(table: Table) -> str:
     gap = scores[worst].value - scores[order[0]].value
     return (f"{lead}: {scores[order[0]].value:.3f} nats/token, {gap:.3f} less than {table.label(worst)}, the last of "
             f"{len(order)}{'' if len(best) == 1 else '; their seeds do not tell them apart'}.")
+
+
+def _groups(table: Table) -> str:
+    """Where the models are not all of one size, that the best of all may be the largest."""
+    groups = {recipe.get("group", "") for recipe in table.about["recipes"].values()}
+    return (f"These are {len(groups)} groups of models, each matched in itself alone: between groups sizes differ, so "
+            "the best of all may be no more than the largest.") if len(groups) > 1 else ""
 
 
 def _recall(table: Table) -> str:
