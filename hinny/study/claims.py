@@ -218,9 +218,9 @@ CLAIMS = [
           "Seen if the largest predicted ratio of the hybrid's to the Transformer's decode speed is at least 8; not "
           "seen if it is below 4. It is a prediction here, too.", speed_rules.predicted_decode),
     Claim("C34", "The hybrid lags the Transformer early in training and passes it later.", "no token count known to us",
-          "Seen if the hybrid's best seed is behind the Transformer's worst by more than 0.01 nats/token at some point "
-          "and its worst ahead of the best by that at the end; not seen if it is clearly ahead at every point.",
-          rules.crossover),
+          "Seen if the hybrid's best seed is behind the Transformer's worst by more than 0.01 nats/token at two "
+          "neighbouring points and its worst ahead of the best by that at the end; not seen if it is clearly ahead at "
+          "every point.", rules.crossover),
     Claim("C35", "Four attention layers of 56 carry the ability to recall.", "24 Mamba-2, 4 attention, 28 MLP layers",
           "Needs Phonebook and loss with attention layers switched off one by one."),
 ]

@@ -171,6 +171,7 @@ def load_recipes(config: StudyConfig) -> dict[str, Recipe]:
         if group:
             idle.pop(one.vary.name, None)
         group[one.name] = recipes[one.name] = _variant(config, one, group)
+    _check_values(config.vary, recipes)
     if idle:
         raise ConfigError(f"vary {next(iter(idle))!r}: fit has no effect, since each of its models is the first of its "
                           "group, to which others are fitted. Remove it, or put another model first.")
@@ -244,6 +245,17 @@ def differences(recipes: dict[str, Recipe]) -> dict[str, dict[str, Any]]:
     keys = dict.fromkeys(key for table in flat.values() for key in table)
     found = {key: {name: table.get(key) for name, table in flat.items()} for key in keys if key not in ALWAYS_DIFFER}
     return {key: values for key, values in found.items() if len(set(map(repr, values.values()))) > 1}
+
+
+def _check_values(entries: list[VaryConfig], recipes: dict[str, Recipe]) -> None:
+    for entry in entries:
+        seen: dict[str, str] = {}
+        for one in variants([entry]):
+            made = repr(recipes[one.name].model_dump(exclude={"name"}))
+            if made in seen:
+                raise ConfigError(f"vary {entry.name!r}: {seen[made]} and {one.name} are one model; let overrides have "
+                                  '"{value}", or give each a key, or seeds for repeated trainings.')
+            seen[made] = one.name
 
 
 def _check_vocabulary(recipes: dict[str, Recipe]) -> None:

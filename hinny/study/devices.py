@@ -63,7 +63,7 @@ def find_devices(cores: int, env: Mapping[str, str] = os.environ) -> Devices:
 
 def place(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """Number of this process among those that torchrun or srun started on this machine, and how many they are."""
-    if "LOCAL_WORLD_SIZE" in env:
+    if "LOCAL_WORLD_SIZE" in env and "LOCAL_RANK" in env:
         return int(env["LOCAL_RANK"]), int(env["LOCAL_WORLD_SIZE"])
     # set in the steps of srun alone, "8(x2),4" for instance; a batch script is one process, however many tasks it has
     if tasks := env.get("SLURM_STEP_TASKS_PER_NODE"):

@@ -63,6 +63,9 @@ def fitted(name: str, make: Callable[[list[str]], Recipe], fit: FitConfig, targe
     # measures grow with a key: double until the target is passed, then halve what is left
     low, least = at(1)
     high, most = at(2 * low)
+    if least == most:
+        raise ConfigError(f"{name}: {fit.key} cannot be fitted: it does not change the {UNITS[by]}, which match_by = "
+                          f"{by!r} makes equal.")
     while most is not None and most < target:
         (low, least), (high, most) = (high, most), at(2 * high)
     known = {low: least, high: most}

@@ -9,7 +9,7 @@ from hinny.study.collect import Table
 from hinny.study.draw import Panel, Series
 from hinny.study.figures import Plot, colour, limits, models, seeds_note, series_of, ticks, trained
 from hinny.study.rules import FAILED, percent
-from hinny.study.summary import COUNTED, TIMINGS, Line, leaders, said
+from hinny.study.summary import COUNTED, TIMINGS, Line, comparable, leaders, said
 
 MANY = 6
 """Models up to which every line is named and coloured; beyond it the best three and the last of each plot."""
@@ -54,7 +54,7 @@ class _Clause:
 
 def headline(table: Table, lines: list[Line]) -> str:
     """Who won what, in one sentence that says so where seeds or timings do not decide; "" without figures."""
-    by_key = {line.measure.key: line for line in lines if len(line.scores) > 1}
+    by_key = _told(lines)
     clauses: dict[tuple[object, ...], _Clause] = {}
     for one in (_clause(table, by_key[key]) for key in WORDS if key in by_key):
         like = (one.subject, one.verb, one.rest, one.names)
@@ -66,6 +66,11 @@ def headline(table: Table, lines: list[Line]) -> str:
     text = "; ".join(" ".join(filter(None, (one.subject, one.verb, " and ".join(one.topics)))) + one.rest
                      for one in sorted(kept, key=order.index))
     return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _told(lines: list[Line]) -> dict[str, Line]:
+    """Measure → its line, where two models have it and their figures can be compared."""
+    return {line.measure.key: line for line in lines if len(line.scores) > 1 and comparable(line.figures)}
 
 
 def _clause(table: Table, line: Line) -> _Clause:
@@ -88,7 +93,7 @@ def _clause(table: Table, line: Line) -> _Clause:
 
 def tiles(table: Table, lines: list[Line]) -> list[Tile]:
     """The best model's number of the most important measures: text and recall, then what tells the models apart."""
-    by_key = {line.measure.key: line for line in lines if len(line.scores) > 1}
+    by_key = _told(lines)
     same = {key for key, line in by_key.items() if not leaders(line.scores, line.measure.lower)}
     order = sorted((key for key in ORDER if key in by_key), key=lambda key: key in same - {"text", "recall"})
     return [_tile(table, by_key[key]) for key in order[:TILES]]

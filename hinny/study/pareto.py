@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hinny.study.collect import Figure, Table
 from hinny.study.draw import Panel, Point, Series
 from hinny.study.figures import Plot, colour, limits, seeds_note
-from hinny.study.summary import Score, mean, said
+from hinny.study.summary import Score, comparable, mean, said
 
 MANY = 8
 """Models up to which every point has its name."""
@@ -70,6 +70,8 @@ def pareto(table: Table) -> Plot | None:
 def _spots(table: Table, pick: Callable[[str], list[Figure]]) -> tuple[list[Spot], list[Figure]]:
     """A spot for each model that has both figures, and those figures."""
     spots, used = [], []
+    if not comparable([f for name in table.about["recipes"] for f in pick(name)]):
+        return [], []
     for name in table.about["recipes"]:
         loss, speed = table.find("held_out_loss", name), pick(name)
         if loss and speed:

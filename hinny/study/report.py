@@ -27,7 +27,7 @@ from hinny.study.pareto import pareto
 from hinny.study.plan import Layout
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 from hinny.study.sheets import link, sheet
-from hinny.study.summary import answer, columns
+from hinny.study.summary import answer, columns, comparable
 from hinny.study.svg import inline, standalone
 from hinny.study.sweeps import sweep_plots
 
@@ -116,7 +116,14 @@ def spread_note(table: Table) -> str:
     seeds = len(table.about["seeds"])
     across = f"the range over {seeds} seeds" if seeds > 1 else "a 95 % interval of the one seed where there is one"
     return (f"Below each mean: {across}, for speeds the range of repeated timings. Bold: the best, and those "
-            "whose range meets the best one's; none where that is all of them.")
+            f"whose range meets the best one's; none where that is all of them.{_elsewhere(table)}")
+
+
+def _elsewhere(table: Table) -> str:
+    """That speeds of several machines stand side by side, where they do."""
+    if all(comparable(table.find(what)) for what in ("train", "decode", "prefill")):
+        return ""
+    return " Speeds were measured on several machines, so none of them is compared with another."
 
 
 def matched_note(table: Table) -> str:

@@ -107,9 +107,10 @@ def crossing(one: Fit, other: Fit, n: int = 200) -> Crossing | None:
 
 def fitted_sentence(lines: list[dict[str, Any]], found: dict[int, Fit]) -> str:
     """The laws' exponents, and where each line meets the first one."""
-    parts = [f"{lines[place]['line']} goes as x^{one.b:.3f} ({_range(one)})" for place, one in found.items()]
+    names = {place: lines[place]["line"] or "The loss" for place in found}
+    parts = [f"{names[place]} goes as x^{one.b:.3f} ({_range(one)})" for place, one in found.items()]
     first, *others = found
-    parts += [_pair(lines[first]["line"], lines[place]["line"], found[first], found[place]) for place in others]
+    parts += [_pair(names[first], names[place], found[first], found[place]) for place in others]
     return ("Curves: power laws with 95 % bands, fitted to all seeds as if each were a measurement of its own: what "
             "all seeds of a size, or one seed at all sizes, have in common is not in the bands. "
             f"{'; '.join(parts)}.")

@@ -125,7 +125,8 @@ def columns(table: Table) -> list[Line]:
 
 def _line(measure: Measure, found: dict[str, list[Figure]]) -> Line:
     scores = {name: mean(figures) for name, figures in found.items() if figures}
-    best = leaders(scores, measure.lower)
+    figures = [f for part in found.values() for f in part]
+    best = leaders(scores, measure.lower) if comparable(figures) else []
     cells = []
     for name in found:
         if name not in scores:
@@ -134,9 +135,13 @@ def _line(measure: Measure, found: dict[str, list[Figure]]) -> Line:
         score = scores[name]
         text, low, high = (measure.form(v) for v in (score.value, score.low, score.high))
         cells.append(Cell(text, f"{low} – {high}" if low != high else "", name in best))
-    figures = [f for part in found.values() for f in part]
     return Line(measure.title, measure.unit, "lower is better" if measure.lower else "higher is better", cells, figures,
                 measure, scores)
+
+
+def comparable(figures: list[Figure]) -> bool:
+    """Whether the figures are no timings of several machines: a study may have gone on on another one."""
+    return len({f.machine for f in figures if f.what in ("train", "decode", "prefill")}) < 2
 
 
 def leaders(scores: dict[str, Score], lower: bool) -> list[str]:
@@ -151,11 +156,11 @@ def leaders(scores: dict[str, Score], lower: bool) -> list[str]:
 
 def answer(table: Table, judged: list[Judged]) -> list[str]:
     """The report's first sentences, all from figures."""
-    parts = [_text(table), _recall(table), _generation(table), ratio_sentence(table), sentence(table),
+    parts = [_text(table), _groups(table), _recall(table), _generation(table), ratio_sentence(table), sentence(table),
              _verdicts(judged)]
-    if parts[3]:
+    if parts[4]:
         at = f"At {size}, decode" if (size := predicted_size(table)) else "Decode"
-        parts[3] = f"{at} speed predicted from bytes and FLOPs, {parts[3][0].lower()}{parts[3][1:]}"
+        parts[4] = f"{at} speed predicted from bytes and FLOPs, {parts[4][0].lower()}{parts[4][1:]}"
     return [part for part in parts if part]
 
 
@@ -184,6 +189,13 @@ def _text(table: Table) -> str:
             f"{len(order)}{'' if len(best) == 1 else '; their seeds do not tell them apart'}.")
 
 
+def _groups(table: Table) -> str:
+    """Where the models are not all of one size, that the best of all may be the largest."""
+    groups = {recipe.get("group", "") for recipe in table.about["recipes"].values()}
+    return (f"These are {len(groups)} groups of models, each matched in itself alone: between groups sizes differ, so "
+            "the best of all may be no more than the largest.") if len(groups) > 1 else ""
+
+
 def _recall(table: Table) -> str:
     scores = _scores(table, lambda name: book(table, name, beyond=False))
     if not scores:
@@ -201,7 +213,7 @@ def _generation(table: Table) -> str:
     speed = _scores(table, lambda name: _last("decode")(table, name))
     size = _scores(table, lambda name: _last("state_bytes")(table, name))
     contexts = [f.number("context") for f in table.find("decode")]
-    if len(speed) < 2 or set(size) != set(speed):
+    if len(speed) < 2 or set(size) != set(speed) or not comparable(table.find("decode")):
         return ""
     fast, slow = max(speed, key=lambda n: speed[n].value), min(speed, key=lambda n: speed[n].value)
     small, large = min(size, key=lambda n: size[n].value), max(size, key=lambda n: size[n].value)

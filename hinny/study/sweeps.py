@@ -51,7 +51,10 @@ def _plot(table: Table, name: str, title: str, lines: Lines) -> Plot | None:
     if not found:
         return None
     figures = [figure for _, own in found for figure in own]
-    caption = f"Higher is better, but for the loss. Each point is a model of its own. {seeds_note(figures)}"
+    timed = [f for f in figures if f.what == "train"]
+    note = seeds_note([f for f in figures if f.what not in ("train", "held_out_loss_of_seed")] or figures)
+    caption = (f"Higher is better, but for the loss. Each point is a model of its own. {note}"
+               f"{' Bands of training speed span repeated timings of one trained model.' if timed else ''}")
     if laws := _laws(table, lines):
         caption = f"{caption} {fitted_sentence(lines, laws)}"
     return Plot(name, title, caption, [panel for panel, _ in found], figures)
@@ -85,8 +88,9 @@ def panels(table: Table, lines: Lines) -> list[tuple[Panel, list[Figure]]]:
         panel, figures = found[0]
         curves = [Series("", band(fit), colour) for colour, fit in laws.items()]
         dots = [Series(s.label, s.points, s.colour, dots=True) for s in panel.series]
+        shown = {member["recipe"] for line in lines for member in line["members"]}
         found[0] = (replace(panel, series=[*dots, *curves], limits=limits([[*panel.series, *curves]])),
-                    figures + table.find("held_out_loss_of_seed"))
+                    figures + [f for f in table.find("held_out_loss_of_seed") if f.variant in shown])
     return found
 
 

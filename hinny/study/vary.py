@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -46,6 +47,10 @@ class VaryConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> VaryConfig:
+        for value in self.values or ():
+            if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", value):
+                raise ValueError(f"values has {value!r}: a value that is text is part of a folder's name, so it has "
+                                 "letters, digits, _, ., + and - alone. Set what it stands for with each.")
         for key in (*flatten(self.overrides), *self.each):
             if key in ("name", "train.seed", "data.path"):
                 raise ValueError(f"overrides and each may not set {key}: the study sets it.")

@@ -96,7 +96,7 @@ def write_run(run: Run, recipe: Recipe, seed: int, config: StudyConfig, benched:
     run.write_env({"device": "cpu", "seed": seed, **made}, resumed=False)
     skill, wobble = SKILL[recipe.name], 0.012 * (seed - 1.5)
     for step in range(10, recipe.train.steps + 1, 10):
-        loss = 3.9 + 4.6 * math.exp(-step / 60) + skill * (step - 120) / 180 + wobble
+        loss = 3.9 + 4.6 * math.exp(-step / 60) + skill * (step - 200) / 100 + wobble
         noise = 0.05 * math.sin(step * (seed + 2))
         tokens = step * recipe.train.batch_size * recipe.train.seq_len
         run.log({"step": step, "tokens": tokens, "loss": loss - 0.4 + noise, "lr": 1e-3, "grad_norm": 1.0,

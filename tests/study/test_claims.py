@@ -85,7 +85,7 @@ def test_a_seed_without_wrong_numbers_at_a_length_leaves_the_other_lengths() -> 
 
 def test_a_training_that_has_not_ended_decides_no_crossover() -> None:
     figures = [fig("held_out_curve", name, value, 0.01, tokens=tokens)
-               for name, curve in (("t", (6.0, 5.0, 4.0)), ("h", (6.2, 5.0, 3.9)))
+               for name, curve in (("t", (6.0, 5.0, 4.0)), ("h", (6.2, 5.1, 3.9)))
                for tokens, value in zip((1, 2, 3), curve, strict=True)]
     for tokens, verdict in ((3, SEEN), (6, UNCLEAR)):
         made = table(*figures)
@@ -158,7 +158,9 @@ def test_efficiency_is_equal_within_a_tenth_and_never_decided_on_a_cpu(
 
 
 @pytest.mark.parametrize(("hybrid", "verdict"), [
-    ((6.2, 5.0, 3.9), SEEN), ((5.8, 4.9, 3.9), NOT_SEEN), ((6.2, 5.0, 4.1), UNCLEAR), ((6.0, 5.0, 3.9), UNCLEAR)])
+    ((6.2, 5.1, 3.9), SEEN), ((5.8, 4.9, 3.9), NOT_SEEN), ((6.2, 5.1, 4.1), UNCLEAR), ((6.0, 5.0, 3.9), UNCLEAR),
+    # one point of many may lag by chance
+    ((6.2, 5.0, 3.9), UNCLEAR)])
 def test_a_crossover_needs_a_clear_lag_and_a_clear_lead(hybrid: Any, verdict: str) -> None:
     figures = [fig("held_out_curve", name, value, 0.01, tokens=tokens)
                for name, curve in (("t", (6.0, 5.0, 4.0)), ("h", hybrid))
@@ -236,7 +238,7 @@ def test_one_seed_of_losses_or_recall_decides_nothing(rule: Callable[[Table], ru
         figures += book("chance_digits", 0.0, seeds, **dict.fromkeys(("m", "m2"), (0.1,) * 4))
         figures += [fig("held_out_loss", name, 4.0, 0.0, seeds) for name in FAMILIES]
         figures += [fig("held_out_curve", name, value, 0.0, seeds, tokens=tokens)
-                    for name, curve in (("t", (6.0, 5.0, 4.0)), ("h", (6.2, 5.0, 3.9)))
+                    for name, curve in (("t", (6.0, 5.0, 4.0)), ("h", (6.2, 5.1, 3.9)))
                     for tokens, value in zip((1, 2, 3), curve, strict=True)]
         verdicts[seeds] = rule(table(*figures)).verdict
     assert verdicts[1] == UNCLEAR

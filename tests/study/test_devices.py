@@ -145,3 +145,7 @@ def test_the_jobs_of_a_stage_are_spread_over_the_gpus(tmp_path: Path, monkeypatc
     assert Counter(told[f"train{i}"] for i in range(4)) == {"0 False": 2, "1 False": 2}
     assert all(told[f"train{i}"] == told[f"eval{i}"] for i in range(6))
     assert not any(devices._load.values())
+
+
+def test_a_launcher_that_tells_half_of_its_place_has_told_none() -> None:
+    assert place({"LOCAL_WORLD_SIZE": "2"}) == place({"LOCAL_RANK": "1"}) == (0, 1)

@@ -265,30 +265,6 @@ def brightness(colour: str) -> float:
     return sum(channels) / 3
 
 
-def test_the_page_says_in_what_its_models_are_equal(page: Path, tmp_path: Path) -> None:
-    shutil.copytree(page.parent / "results", tmp_path / "results")
-    file = tmp_path / "results" / "about.json"
-    about = json.loads(file.read_text())
-
-    def told(match: dict[str, Any], **other: Any) -> str:
-        recipes = about["recipes"]
-        first = next(iter(recipes))
-        file.write_text(json.dumps(about | {"match": match, "recipes": recipes | {first: recipes[first] | other}}))
-        text = report(tmp_path).read_text() + (tmp_path / "report.md").read_text()
-        found: list[str] = re.findall(r"[^>\n]+ agree within .*? tokens(?: in the same order)?[,;]", text)
-        assert len({line.rstrip(",;") for line in found}) == 1
-        assert len(found) == 2
-        return found[0]
-
-    plain = {"by": "parameters", "context": None}
-    assert told(plain)[:-1] == ("Non-embedding parameters agree within 2 %. All were trained on the same tokens in the "
-                                "same order")
-    assert told({"by": "flops", "context": None}).startswith("Training FLOPs a token agree within 2 %. All")
-    assert told({"by": "state", "context": 99}).startswith("Bytes of a sequence behind 99 tokens agree")
-    assert "in each of 2 groups of models, and differ from group to group" in told(plain, group="large")
-    assert "They were not all trained on the same tokens" in told(plain, tokens=1)
-
-
 def test_no_words_overlap_in_a_plot(browser: Any, page: Path) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 800})
     tab = context.new_page()

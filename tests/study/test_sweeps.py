@@ -17,6 +17,7 @@ from hinny.study import conduct
 from hinny.study.collect import Figure, Table
 from hinny.study.draw import draw
 from hinny.study.scaling import Crossing, band, crossing, fit, fitted_sentence
+from hinny.study.summary import answer
 from hinny.study.sweeps import sweep_plots
 
 SIZES = [8e6, 17e6, 31e6]
@@ -104,6 +105,7 @@ def test_a_crossing_is_told_with_its_range_and_past_the_sizes_trained_as_what_it
     assert flat is not None
     text = fitted_sentence([{"line": "T"}, {"line": "H"}], {0: steep, 1: flat})
     assert re.search(rf"\); {words}\.$", text), text
+    assert "in the bands. The loss goes as x^-0.0" in fitted_sentence([{"line": ""}], {0: steep})
 
 
 def test_two_sizes_make_no_law() -> None:
@@ -166,6 +168,29 @@ def test_sizes_get_a_law_with_its_band_and_say_where_two_laws_meet() -> None:
     assert "95 % bands" in plot.caption
     assert {f.what for f in plot.figures} >= {"held_out_loss_of_seed"}
     assert "<svg" in draw(panel)
+
+
+def test_the_ranges_of_speeds_are_those_of_timings_and_a_plot_has_its_own_seeds_alone() -> None:
+    sizes: dict[str, list[float | None]] = {"T": [*SIZES], "H": [*SIZES]}
+    made = table("parameters", {"T": [1, 2, 3], "H": [1, 2, 3]}, sizes)
+    made.about["sweeps"][1]["plot"] = "Another"
+    one, other = sweep_plots(made)
+    assert {f.variant for f in one.figures} == {"T-1", "T-2", "T-3"}
+    assert {f.variant for f in other.figures} == {"H-1", "H-2", "H-3"}
+    assert "timings" not in one.caption
+    timed = Table([*made.figures, fig("train", "T-1", 900, 20, 1)], made.about)
+    caption = sweep_plots(timed)[0].caption
+    assert "means over two seeds" in caption
+    assert "Bands of training speed span repeated timings" in caption
+
+
+def test_the_answer_says_where_models_are_of_several_sizes() -> None:
+    sizes: dict[str, list[float | None]] = {"T": [*SIZES]}
+    made = table("parameters", {"T": [1, 2, 3]}, sizes)
+    assert not any("groups of models" in part for part in answer(made, []))
+    for place, recipe in enumerate(made.about["recipes"].values()):
+        recipe["group"] = str(place)
+    assert any("These are 3 groups of models" in part for part in answer(made, []))
 
 
 def test_labels_of_an_axis_do_not_touch() -> None:

@@ -123,6 +123,19 @@ fit = [{{ recipes = ["tiny-transformer"], key = "{key}" }}]
     assert other.model == fitted[best].model
 
 
+def test_a_key_that_does_not_change_what_is_matched_cannot_be_fitted(tmp_path: Path) -> None:
+    for recipes in (["tiny-hybrid", "tiny-transformer"], ["tiny-transformer", "tiny-hybrid"]):
+        text = STUDY.split("[[vary]]")[0].replace("match_tolerance = 0.02", f"""
+match_tolerance = 0.9
+match_by = "state"
+match_context = 200
+recipes = {json.dumps(recipes)}
+fit = [{{ recipes = ["{recipes[1]}"], key = "model.mlp.d_ff" }}]
+""")
+        with pytest.raises(ConfigError, match=r"cannot be fitted: it does not change the bytes of state"):
+            load_recipes(study(tmp_path, text))
+
+
 def test_only_models_of_one_group_are_matched(tmp_path: Path) -> None:
     text = STUDY.split("[[vary]]")[0] + """
 [[vary]]
@@ -152,6 +165,9 @@ overrides = { "model.d_model" = "{value}" }
     ('["*MM-M-", "MM-M-*"]', '["*MM-M-"]', "each.model.pattern has 1 items for 2 values"),
     ('values = ["first", "last"]\n', "", "each has no effect without values"),
     ('plot = "Placed"\n', "", "also has no effect without plot"),
+    ('overrides = { "model.attention_ratio" = "{value}" }', "", "attention-0.17 and attention-0.33 are one model"),
+    ('"first", "last"', '"../first", "last"', "a value that is text is part of a folder's name"),
+    ('"first", "last"', '"", "last"', "a value that is text is part of a folder's name"),
     ("attention-0.17", "attention-0.2", "also names attention-0.2, which the study does not have"),
     ('"model.mlp.activation" = "gelu"', '"train.seed" = 3', "may not set train.seed"),
     ('"model.mlp.activation" = "gelu"', '"model.mlp.activatoin" = "gelu"', "unknown key model.mlp.activatoin"),
