@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from hinny.bench.generation_rows import DECODE, SKIPPED, Point, point_of
 from hinny.bench.kernel_table import Row
-from hinny.study.draw import Panel, Series, draw, short, standalone
+from hinny.study.draw import Panel, Series, draw, short
 from hinny.study.draw import Point as Dot
+from hinny.study.svg import standalone
 
 HYBRID, TRANSFORMER = "8b-hybrid", "8b-transformer"
 

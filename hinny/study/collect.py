@@ -86,7 +86,11 @@ class Table:
         return names[0] if len(names) == 1 else None
 
     def label(self, variant: str) -> str:
-        """What a reader calls the recipe: its family if it is the only one of it in its group, else its name."""
+        """What a reader calls the recipe: its family if it is the only one of it in its group, else its name; and its
+        name where it stands on a plot of what is varied.
+        """
+        if any(member["recipe"] == variant for line in self.about.get("sweeps", []) for member in line["members"]):
+            return variant
         for group in (self.about["recipes"], self.about["predicted"]):
             if variant in group:
                 family = group[variant]["family"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -87,15 +87,15 @@ class Panel:
     """Points in place of lines, each named beside it, and this line of steps through the best of them."""
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = 3) -> str:
     """A count in few characters: 16384 is "16K" where it is a multiple of 1024, 1500000 is "1.5M"."""
     for step, letter in ((2**20, "M"), (2**10, "K")):
         if value >= step and value % step == 0 and (step == 2**20 or value < 2**20):
             return f"{value / step:.0f}{letter}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
+            return f"{value / size:.{digits}g}{letter}"
+    return f"{value:.{digits}g}"
 
 
 def draw(panel: Panel) -> str:
@@ -179,12 +179,21 @@ def _axes(axes: Axes, panel: Panel) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: (panel.format_x or short)(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: (panel.format_y or short)(value)))
+    digits = _digits(axes) if panel.format_y is None else 0
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: (panel.format_y or partial(short, digits=digits))(
+        value)))
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=3, width=0.7)
     if panel.mark:
         _mark(axes, panel, *panel.mark)
+
+
+def _digits(axes: Axes) -> int:
+    """Digits by which the numbers beside the axis of y differ, three at least."""
+    low, high = axes.get_ylim()
+    places = [place for place in axes.yaxis.get_majorticklocs() if low <= place <= high]
+    return next(d for d in range(3, 18) if len({short(place, d) for place in places}) == len(places) or d == 17)
 
 
 def _mark(axes: Axes, panel: Panel, x: float, words: str) -> None:
@@ -268,31 +277,3 @@ def apart(heights: list[float], gap: float) -> list[float]:
     level = [value for value, number in runs for _ in range(number)]
     top = 1.0 - (len(heights) - 1) * gap
     return [min(max(value, 0.0), top) + i * gap for i, value in enumerate(level)]
-
-
-def inline(svg: str, prefix: str, alt: str) -> str:
-    """The drawing as an element of a page: no prolog, own ids, the page's font and colours."""
-    body = svg[svg.index("<svg"):]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
-    body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", body).replace("xlink:href", "href")
-    body = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', body)
-    body = re.sub(r'(url\(|href=")#', rf"\1#{prefix}-", body)
-    body = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", body, count=1)
-    body = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", body, count=1)
-    for colour, variable in _variables().items():
-        body = body.replace(colour, variable)
-    return body.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
-
-
-def standalone(svg: str) -> str:
-    """The drawing as a file of its own: its text turns light on a dark page."""
-    style = (f"<style>svg{{color:{INK};font-family:system-ui,sans-serif}}"
-             "@media(prefers-color-scheme:dark){svg{color:#e6e8eb}}</style>")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL).replace(INK, "currentColor")
-    return re.sub(r"(<svg [^>]*>)", rf"\1{style}", svg, count=1)
-
-
-def _variables() -> dict[str, str]:
-    return {INK: "currentColor", FAINT: "var(--faint)", GREY: "var(--grey)"} | {
-        colour: f"var(--s{i})" for i, colour in enumerate(PALETTE)}

@@ -13,9 +13,10 @@ from typing import Any
 from hinny.errors import RunError
 from hinny.run import write_atomically
 from hinny.study.collect import Figure, parse_shape
-from hinny.study.draw import PALETTE, Panel, Point, Series, draw, inline
+from hinny.study.draw import PALETTE, Panel, Point, Series, draw
 from hinny.study.report import DARK, provenance, template
 from hinny.study.rules import percent
+from hinny.study.svg import inline
 
 FILE = "extension.json"
 LOSSES = (("window_loss", "length", "Loss by context", "The same held-out text read in windows of each length."),

@@ -80,7 +80,7 @@ def _clause(table: Table, line: Line) -> _Clause:
     # a speed or a size does not depend on the seed
     single = " (one seed)" if key in ("text", "recall") and {f.seeds for f in line.figures} == {1} else ""
     if key == "recall" and max(s.value for s in scores.values()) < FAILED:
-        return _Clause(1, "none", "learned to recall phone numbers", (), single)
+        return _Clause(1, "none", "recalls half of the phone numbers", (), single)
     if not best:
         return _Clause(3, topic, "does not tell the models apart", (), single)
     if len(best) == 1:

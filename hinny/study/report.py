@@ -15,9 +15,10 @@ import jinja2
 from markupsafe import Markup, escape
 
 from hinny.run import write_atomically
+from hinny.study import sweep_answer
 from hinny.study.claims import judge
 from hinny.study.collect import Figure, Table, collect, read_table
-from hinny.study.draw import PALETTE, draw, inline, standalone
+from hinny.study.draw import PALETTE, draw
 from hinny.study.figures import Plot, colour, plots
 from hinny.study.longer_figures import changes, extended_plots
 from hinny.study.overview import headline, overview, tiles
@@ -27,6 +28,7 @@ from hinny.study.plan import Layout
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 from hinny.study.sheets import link, sheet
 from hinny.study.summary import answer, columns, comparable
+from hinny.study.svg import inline, standalone
 from hinny.study.sweeps import sweep_plots
 
 PLOT_FOLDER = "report_files"
@@ -72,9 +74,14 @@ def _content(table: Table) -> dict[str, Any]:
     judged, lines = sorted(judge(table), key=lambda one: one.claim.rule is None), columns(table)
     recipes = table.about["recipes"]
     shown, changed, beside = every_plot(table), changes(table), paper_table(table)
+    # where every model is varied, what the variation brings comes before which of all is best
+    varied = sweep_answer.begins_with_sweeps(table)
+    said = sweep_answer.sentences(table) if varied else []
     return {
-        "about": table.about, "answer": answer(table, judged), "lines": lines, "plots": shown, "claims": judged,
-        "headline": headline(table, lines) or title(table), "tiles": tiles(table, lines), "paper": beside,
+        "about": table.about, "answer": [*said, *answer(table, judged)], "lines": lines, "plots": shown,
+        "claims": judged, "paper": beside,
+        "headline": (sweep_answer.headline(table) if varied else headline(table, lines)) or title(table),
+        "tiles": sweep_answer.tiles(table) if varied else tiles(table, lines),
         "transposed": len(recipes) > TRANSPOSED,
         "labels": {name: table.label(name) for name in [*recipes, *table.about["predicted"]]},
         "colours": {name: colour(table, name) % len(PALETTE) for name in [*recipes, *table.about["predicted"]]},
@@ -92,7 +99,8 @@ def _content(table: Table) -> dict[str, Any]:
 
 def every_plot(table: Table) -> list[Plot]:
     """All plots of the study in the page's order; the overview, where there is one, first."""
-    found = [overview(table), *sweep_plots(table), *extended_plots(table), pareto(table), *plots(table)]
+    first = sweep_answer.overview(table) if sweep_answer.begins_with_sweeps(table) else overview(table)
+    found = [first, *sweep_plots(table), *extended_plots(table), pareto(table), *plots(table)]
     return [plot for plot in found if plot is not None]
 
 

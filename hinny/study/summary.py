@@ -205,7 +205,7 @@ def _recall(table: Table) -> str:
     listed = ", ".join(f"{table.label(name)} {percent(scores[name].value)}" for name in named)
     listed += f" (the best three of {len(order)}, and the last)" if named != order else ""
     if scores[order[0]].value < FAILED:
-        return f"Recall of phone numbers was hardly learned by any model at this size: {listed} exactly right."
+        return f"No model recalls half of the phone numbers at this size: {listed} exactly right."
     return f"Phone numbers recalled exactly from prompts up to the training length: {listed}."
 
 
@@ -218,9 +218,12 @@ def _generation(table: Table) -> str:
     fast, slow = max(speed, key=lambda n: speed[n].value), min(speed, key=lambda n: speed[n].value)
     small, large = min(size, key=lambda n: size[n].value), max(size, key=lambda n: size[n].value)
     times = speed[fast].value / speed[slow].value
+    carried = (f"{table.label(small)} carries {in_bytes(size[small].value)} a sequence against "
+               f"{in_bytes(size[large].value)} of {table.label(large)}")
+    if f"{times:.1f}" == "1.0":
+        return f"After {max(contexts):,} tokens all decode at the same speed on this machine; {carried}."
     return (f"After {max(contexts):,} tokens {table.label(fast)} decodes {times:.1f} times "
-            f"as fast as {table.label(slow)} on this machine, and {table.label(small)} carries "
-            f"{in_bytes(size[small].value)} a sequence against {in_bytes(size[large].value)} of {table.label(large)}.")
+            f"as fast as {table.label(slow)} on this machine, and {carried}.")
 
 
 def _verdicts(judged: list[Judged]) -> str:

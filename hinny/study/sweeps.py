@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hinny.study.collect import Figure, Table
 from hinny.study.draw import Panel, Point, Series
 from hinny.study.figures import Plot, limits, seeds_note
 from hinny.study.rules import percent
-from hinny.study.scaling import band, fits, fitted_sentence
+from hinny.study.scaling import Fit, band, fits, fitted_sentence
 from hinny.study.summary import book, mean
 
 AXES = {"value": "", "attention": "attention layers, share of all", "mlp": "MLP layers, share of all",
         "parameters": "parameters without embeddings", "flops": "FLOPs of the training"}
 SHARES = ("attention", "mlp")
 LOGARITHMIC = ("parameters", "flops")
+OF_SEED = "held_out_loss_of_seed"
+"""What laws are fitted to: one figure for each seed."""
 MEASURES: list[tuple[str, str, bool, Callable[[Table, str], list[Figure]]]] = [
     ("Held-out text", "loss, nats/token", False, lambda t, n: t.find("held_out_loss", n)),
     ("Phonebook up to the trained length", "numbers exactly right", True, lambda t, n: book(t, n, beyond=False)),
@@ -27,22 +30,45 @@ MEASURES: list[tuple[str, str, bool, Callable[[Table, str], list[Figure]]]] = [
 """Title, y, whether it is a share, and the figures of a model, of which the mean is drawn."""
 
 
+Lines = list[dict[str, Any]]
+"""The lines of one plot, as about.json has them."""
+
+
 def sweep_plots(table: Table) -> list[Plot]:
     """A plot for each `plot` of the study's [[vary]]."""
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for line in table.about.get("sweeps", []):
-        lines.setdefault(line["plot"], []).append(line)
-    found = [_plot(table, f"sweep{place}", title, group) for place, (title, group) in enumerate(lines.items())]
+    found = [_plot(table, f"sweep{place}", title, lines) for place, (title, lines) in enumerate(swept(table).items())]
     return [plot for plot in found if plot is not None]
 
 
-def _plot(table: Table, name: str, title: str, lines: list[dict[str, Any]]) -> Plot | None:
+def swept(table: Table) -> dict[str, Lines]:
+    """Plot → its lines, in the study's order."""
+    found: dict[str, Lines] = {}
+    for line in table.about.get("sweeps", []):
+        found.setdefault(line["plot"], []).append(line)
+    return found
+
+
+def _plot(table: Table, name: str, title: str, lines: Lines) -> Plot | None:
+    found = panels(table, lines)
+    if not found:
+        return None
+    figures = [figure for _, own in found for figure in own]
+    timed = [figure for figure in figures if figure.what == "train"]
+    note = seeds_note([figure for figure in figures if figure.what not in ("train", OF_SEED)] or figures)
+    caption = (f"Higher is better, but for the loss. Each point is a model of its own. {note}"
+               f"{' Bands of training speed span repeated timings of one trained model.' if timed else ''}")
+    if laws := _laws(table, lines):
+        caption = f"{caption} {fitted_sentence(lines, laws)}"
+    return Plot(name, title, caption, [panel for panel, _ in found], figures)
+
+
+def panels(table: Table, lines: Lines) -> list[tuple[Panel, list[Figure]]]:
+    """A panel for each measure that the models of the lines have, the loss first, and the figures it is made of."""
     axis, named = lines[0]["x"], any(member["x"] is None for line in lines for member in line["members"])
     names = list(dict.fromkeys(str(member["value"]) for line in lines for member in line["members"]))
-    figures: list[Figure] = []
-    panels = []
+    found = []
     for heading, y, share, pick in MEASURES:
-        series = []
+        series, figures = [], []
         for colour, line in enumerate(lines):
             points = []
             for member in line["members"]:
@@ -52,28 +78,27 @@ def _plot(table: Table, name: str, title: str, lines: list[dict[str, Any]]) -> P
                     x = names.index(str(member["value"])) if named else member["x"]
                     points.append(Point(x, score.value, score.low, score.high))
             if points:
-                series.append(Series(line["line"], sorted(points, key=lambda p: p.x), colour))
+                # values that are no numbers have nothing between them
+                series.append(Series(line["line"], sorted(points, key=lambda p: p.x), colour, dots=named))
         if series:
-            panels.append(Panel(
+            found.append((Panel(
                 heading, AXES[axis], y, series, limits=(-0.03, 1.03) if share else limits([series], 0.1),
                 format_y=percent if share else None, log_x=axis in LOGARITHMIC,
                 ticks=_ticks(series, axis in LOGARITHMIC),
-                format_x=_namer(names) if named else percent if axis in SHARES else None))
-    if not panels:
-        return None
-    timed = [f for f in figures if f.what == "train"]
-    note = seeds_note([f for f in figures if f.what != "train"] or figures)
-    caption = (f"Higher is better, but for the loss. Each point is a model of its own. {note}"
-               f"{' Bands of training speed span repeated timings of one trained model.' if timed else ''}")
-    if axis in LOGARITHMIC and (found := fits(table, lines)):
-        curves = [Series("", band(fit), colour) for colour, fit in found.items()]
-        panels[0] = Panel(panels[0].title, panels[0].x, panels[0].y,
-                          [*(Series(s.label, s.points, s.colour, dots=True) for s in panels[0].series), *curves],
-                          limits=limits([[*panels[0].series, *curves]]), log_x=True, ticks=panels[0].ticks)
+                format_x=_namer(names) if named else percent if axis in SHARES else None), figures))
+    if found and (laws := _laws(table, lines)):
+        panel, figures = found[0]
+        curves = [Series("", band(fit), colour) for colour, fit in laws.items()]
+        dots = [Series(s.label, s.points, s.colour, dots=True) for s in panel.series]
         shown = {member["recipe"] for line in lines for member in line["members"]}
-        figures += [f for f in table.find("held_out_loss_of_seed") if f.variant in shown]
-        caption = f"{caption} {fitted_sentence(lines, found)}"
-    return Plot(name, title, caption, panels, figures)
+        found[0] = (replace(panel, series=[*dots, *curves], limits=limits([[*panel.series, *curves]])),
+                    figures + [f for f in table.find(OF_SEED) if f.variant in shown])
+    return found
+
+
+def _laws(table: Table, lines: Lines) -> dict[int, Fit]:
+    """Place of a line → its power law, over sizes alone."""
+    return fits(table, lines) if lines[0]["x"] in LOGARITHMIC else {}
 
 
 def _namer(names: list[str]) -> Callable[[float], str]:
