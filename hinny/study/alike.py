@@ -11,6 +11,8 @@ from hinny.study.vary import VaryConfig, variants
 
 NAMES = {"name", "description"}
 """Keys of a recipe that change no model."""
+NO_MATTER = {"train.micro_batch_size", "train.save_every", "train.keep_every", "train.log_every"}
+"""Keys on which no figure of quality depends, besides all of [parallel]."""
 
 
 def groups(entries: list[VaryConfig], names: Iterable[str]) -> dict[str, str]:
@@ -24,7 +26,8 @@ def differing(recipes: list[Recipe], fitted: Iterable[str]) -> list[str]:
     A section that one of them lacks, since it has no such layers, is compared among the others.
     """
     flat = [flatten(recipe.model_dump(exclude=NAMES)) for recipe in recipes]
-    keys = dict.fromkeys(key for table in flat for key in table if key not in {*fitted})
+    keys = dict.fromkeys(key for table in flat for key in table
+                         if key not in {*fitted} | NO_MATTER and not key.startswith("parallel"))
     return [key for key in keys if len({repr(table[key]) for table in flat if key in table}) > 1]
 
 

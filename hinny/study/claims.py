@@ -104,7 +104,7 @@ CLAIMS = [
           "Seen if the worst seed of the even placement is at most 0.01 nats/token above the best seed of every other; "
           "not seen if its best seed is above the worst of one by more.", sweep_rules.even_spreading_is_as_good,
           longer=_SWEEP + "placements: even, first, middle, last, in blocks; loss and recall.",
-          varied=("pattern", "layers")),
+          varied=("placement", "layers")),
     Claim("C6", "Grouped-query attention is free in a hybrid.", "perplexity +0.04 % with 8 groups",
           "Seen if the worst seed with fewer KV heads is at most 0.01 nats/token above the best with all; not seen if "
           "its best seed is above the worst by more.", sweep_rules.grouped_queries_are_free,

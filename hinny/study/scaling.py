@@ -22,6 +22,8 @@ DRAWS, LEAST_SIZES = 4000, 3
 BEYOND = 10.0
 """Up to how many times the largest size a crossing is looked for."""
 
+BENT = "; its sizes deviate from the law by more than their seeds explain, so the band is too narrow"
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -31,6 +33,8 @@ class Fit:
     b: float
     sizes: tuple[float, ...]
     draws: np.ndarray
+    bent: bool = False
+    """Whether the sizes deviate from the law by more than the spread of their seeds explains, at 5 %."""
 
     def loss(self, x: float) -> tuple[float, float, float]:
         """The fitted loss at a size, and its 95 % band."""
@@ -51,7 +55,19 @@ def fit(sizes: list[float], losses: list[float]) -> Fit | None:
     rng = np.random.default_rng(0)
     spread = rng.standard_normal((DRAWS, 2)) @ np.linalg.cholesky(variance * inverse + 1e-30 * np.eye(2)).T
     draws = best + spread / np.sqrt(rng.chisquare(freedom, (DRAWS, 1)) / freedom)
-    return Fit(float(best[0]), float(best[1]), tuple(sorted(set(sizes))), draws)
+    return Fit(float(best[0]), float(best[1]), tuple(sorted(set(sizes))), draws, _bent(x, y, design @ best))
+
+
+def _bent(x: np.ndarray, y: np.ndarray, fitted: np.ndarray) -> bool:
+    """The test of lack of fit: the sizes' means about the law against the seeds about their mean."""
+    _, place, number = np.unique(x, return_inverse=True, return_counts=True)
+    means = np.bincount(place, y) / number
+    within, between = len(x) - len(number), len(number) - 2
+    if within == 0:
+        return False
+    seeds, sizes = float(((y - means[place]) ** 2).sum()), float(((means[place] - fitted) ** 2).sum())
+    chance = np.random.default_rng(0).f(between, within, 100_000)
+    return sizes / between > float(np.quantile(chance, 0.95)) * seeds / within + 1e-20
 
 
 def fits(table: Table, lines: list[dict[str, Any]]) -> dict[int, Fit]:
@@ -108,7 +124,8 @@ def crossing(one: Fit, other: Fit, n: int = 200) -> Crossing | None:
 def fitted_sentence(lines: list[dict[str, Any]], found: dict[int, Fit]) -> str:
     """The laws' exponents, and where each line meets the first one."""
     names = {place: lines[place]["line"] or "The loss" for place in found}
-    parts = [f"{names[place]} goes as x^{one.b:.3f} ({_range(one)})" for place, one in found.items()]
+    parts = [f"{names[place]} goes as x^{one.b:.3f} ({_range(one)}{BENT if one.bent else ''})"
+             for place, one in found.items()]
     first, *others = found
     parts += [_pair(names[first], names[place], found[first], found[place]) for place in others]
     return ("Curves: power laws with 95 % bands, fitted to all seeds as if each were a measurement of its own: what "

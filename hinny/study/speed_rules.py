@@ -23,10 +23,16 @@ def _timed(table: Table, families: tuple[str, str]) -> tuple[Figure, Figure] | V
 
 
 def not_side_by_side(timings: list[Figure]) -> Verdict | None:
-    """The verdict where the timings are of different machines: a study may have gone on on another one."""
-    if len({figure.machine for figure in timings}) < 2:
-        return None
-    return Verdict(UNCLEAR, "The training speeds were not measured on one machine.", ("train",))
+    """The verdict where the timings are of different machines, for a study may have gone on on another one, or of
+    different batches.
+    """
+    if len({figure.machine for figure in timings}) > 1:
+        return Verdict(UNCLEAR, "The training speeds were not measured on one machine.", ("train",))
+    odd = [key for key in ("batch", "length", "precision", "threads")
+           if len({figure.shape.get(key) for figure in timings}) > 1]
+    if odd:
+        return Verdict(UNCLEAR, f"The training speeds were measured with another {odd[0]} each.", ("train",))
+    return None
 
 
 def mamba2_trains_faster(table: Table) -> Verdict:

@@ -24,7 +24,7 @@ SLACK = 0.005
 """How far a share may be from the one that is asked for: shares are whole numbers of layers."""
 MIX = {"model.pattern", "model.n_layers", "model.attention_ratio", "model.mlp_ratio", "model.mlp.d_ff"}
 """Keys that say which layers there are, and the width by which models are made equal in size."""
-OWN = {"attention": MIX, "mlp": MIX, "pattern": MIX, "kv_heads": {"model.attention.n_kv_heads", "model.mlp.d_ff"},
+OWN = {"attention": MIX, "mlp": MIX, "placement": MIX, "kv_heads": {"model.attention.n_kv_heads", "model.mlp.d_ff"},
        "positions": {"model.attention.positions", "model.attention.rope_fraction", "model.attention.rope_base",
                      "model.mlp.d_ff"}}
 """What is varied → the keys in which models may differ for it."""
@@ -64,11 +64,15 @@ def _besides(table: Table, line: dict[str, Any], key: str) -> str:
 
 
 def _value(about: dict[str, Any], key: str) -> Any:
-    """What is told of a model: a share to a tenth of a percent, the numbers of layers of each kind, or a key."""
+    """What is told of a model: a share to a tenth of a percent, where attention stands, the numbers of layers of each
+    kind, or a key.
+    """
     if key in ("attention", "mlp"):
         return round(about["shares"][key], 3)
+    pattern = about["pattern"].replace("|", "")
+    if key == "placement":
+        return tuple(place for place, symbol in enumerate(pattern) if symbol == "*")
     if key == "layers":
-        pattern = about["pattern"].replace("|", "")
         return tuple(sorted((symbol, pattern.count(symbol)) for symbol in set(pattern)))
     return about[key]
 
@@ -165,7 +169,7 @@ def even_spreading_is_as_good(table: Table) -> Verdict:
         if not even or not others:
             return UNCLEAR, f"Held-out loss: {told}. The line lacks the even placement, or another one."
         return _free(even, others), f"Held-out loss by placement: {told}."
-    return _judged(table, ("pattern", "layers"), decide)
+    return _judged(table, ("placement", "layers"), decide)
 
 
 def grouped_queries_are_free(table: Table) -> Verdict:

@@ -18,6 +18,8 @@ AXES = {"value": "", "attention": "attention layers, share of all", "mlp": "MLP 
         "parameters": "parameters without embeddings", "flops": "FLOPs of the training"}
 SHARES = ("attention", "mlp")
 LOGARITHMIC = ("parameters", "flops")
+OF_SEED = "held_out_loss_of_seed"
+"""What laws are fitted to: one figure for each seed."""
 MEASURES: list[tuple[str, str, bool, Callable[[Table, str], list[Figure]]]] = [
     ("Held-out text", "loss, nats/token", False, lambda t, n: t.find("held_out_loss", n)),
     ("Phonebook up to the trained length", "numbers exactly right", True, lambda t, n: book(t, n, beyond=False)),
@@ -51,8 +53,8 @@ def _plot(table: Table, name: str, title: str, lines: Lines) -> Plot | None:
     if not found:
         return None
     figures = [figure for _, own in found for figure in own]
-    timed = [f for f in figures if f.what == "train"]
-    note = seeds_note([f for f in figures if f.what not in ("train", "held_out_loss_of_seed")] or figures)
+    timed = [figure for figure in figures if figure.what == "train"]
+    note = seeds_note([figure for figure in figures if figure.what not in ("train", OF_SEED)] or figures)
     caption = (f"Higher is better, but for the loss. Each point is a model of its own. {note}"
                f"{' Bands of training speed span repeated timings of one trained model.' if timed else ''}")
     if laws := _laws(table, lines):
@@ -90,7 +92,7 @@ def panels(table: Table, lines: Lines) -> list[tuple[Panel, list[Figure]]]:
         dots = [Series(s.label, s.points, s.colour, dots=True) for s in panel.series]
         shown = {member["recipe"] for line in lines for member in line["members"]}
         found[0] = (replace(panel, series=[*dots, *curves], limits=limits([[*panel.series, *curves]])),
-                    figures + [f for f in table.find("held_out_loss_of_seed") if f.variant in shown])
+                    figures + [f for f in table.find(OF_SEED) if f.variant in shown])
     return found
 
 

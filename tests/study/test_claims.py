@@ -139,6 +139,8 @@ def test_timings_of_two_machines_or_of_unlike_models_or_of_a_cpu_decide_nothing(
     assert (judged(machine="another").verdict, judged(group="large").verdict) == (UNCLEAR, UNCLEAR)
     assert "one machine" in judged(machine="another").sentence
     assert judged(threads=2).verdict == UNCLEAR
+    unlike = table(fig("train", names[0], 100, 1, 1, batch=8), fig("train", names[1], 300, 1, 1, batch=4))
+    assert "another batch each" in rule(unlike).sentence
 
 
 def test_training_speed_at_small_states_decides_nothing() -> None:

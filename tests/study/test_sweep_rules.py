@@ -110,6 +110,14 @@ def test_a_line_that_varies_more_than_one_thing_decides_nothing() -> None:
     assert sweep_rules.rope_does_not_help(both).verdict == SEEN
 
 
+def test_another_placement_of_mlps_alone_says_nothing_of_attention() -> None:
+    even = PLACED["even"]["pattern"]
+    other = model(even[0] + even[2] + even[1] + even[3:], even=False)
+    models = {"even": PLACED["even"], "mlps": other}
+    judged = {one.claim.id: one for one in judge(table(models, dict.fromkeys(models, (3.0, 0.0))))}
+    assert (judged["C5"].claim.rule, judged["C5"].verdict.verdict) == (None, UNCLEAR)
+
+
 def test_of_two_models_with_one_share_the_even_one_counts() -> None:
     models = {**ATTENTION, "first": {**ATTENTION["a8"], "even": False}}
     losses = dict(zip(models, ((3.2, 0.0), (3.1, 0.0), (3.05, 0.0), (3.1, 0.0), (3.2, 0.0), (3.9, 0.0)), strict=True))

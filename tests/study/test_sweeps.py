@@ -108,6 +108,20 @@ def test_a_crossing_is_told_with_its_range_and_past_the_sizes_trained_as_what_it
     assert "in the bands. The loss goes as x^-0.0" in fitted_sentence([{"line": ""}], {0: steep})
 
 
+def test_sizes_that_deviate_from_a_law_by_more_than_their_seeds_say_so() -> None:
+    straight = [fit(*made(2.0, -0.07, 0.01, seed)) for seed in range(200)]
+    # 10 of 200 are expected, with a standard deviation of 3
+    assert 1 <= sum(one is not None and one.bent for one in straight) <= 20
+    sizes, losses = made(2.0, -0.07, 0.001)
+    bent = fit(sizes, [loss * (1.02 if x == SIZES[1] else 1.0) for x, loss in zip(sizes, losses, strict=True)])
+    assert bent is not None
+    assert bent.bent
+    assert "by more than their seeds explain" in fitted_sentence([{"line": "T"}], {0: bent})
+    alone = fit(SIZES, [3.0, 2.9, 2.88])
+    assert alone is not None
+    assert not alone.bent
+
+
 def test_two_sizes_make_no_law() -> None:
     assert fit([8e6, 8e6, 17e6, 17e6], [3.0, 3.01, 2.9, 2.91]) is None
 

@@ -220,7 +220,8 @@ def test_lines_know_where_their_models_stand(tmp_path: Path) -> None:
 
 def test_lines_know_in_what_their_models_differ(tmp_path: Path) -> None:
     def differ(text: str) -> list[str]:
-        config = study(tmp_path, text, 'may_differ=["optim.lr"]' if "optim.lr" in text else "match_tolerance=0.02")
+        varied = [key for key in ("optim.lr", "train.micro_batch_size") if key in text]
+        config = study(tmp_path, text, f"may_differ={json.dumps(varied)}")
         return list(sweeps(config.vary, load_recipes(config))[0]["differ"])
 
     assert set(differ(STUDY)) == {"model.pattern", "model.attention_ratio"}
@@ -228,6 +229,9 @@ def test_lines_know_in_what_their_models_differ(tmp_path: Path) -> None:
         "model.pattern", "model.attention_ratio", "model.mlp.activation"}
     assert set(differ(STUDY.replace('"model.mlp.activation" = "gelu"', '"optim.lr" = 9e-4'))) == {
         "model.pattern", "model.attention_ratio", "optim.lr"}
+    # how many sequences lie in memory at a time makes no other model
+    assert set(differ(STUDY.replace('"model.mlp.activation" = "gelu"', '"train.micro_batch_size" = 2'))) == {
+        "model.pattern", "model.attention_ratio"}
 
 
 def test_the_folder_knows_which_models_are_matched_with_each_other(tmp_path: Path) -> None:
