@@ -97,7 +97,8 @@ CLAIMS = [
           longer=_SWEEP + "the share of MLP layers at equal parameters and tokens.", varied=("mlp", "attention")),
     Claim("C4", "More MLP layers train faster.", "50 % MLP 20 % faster than 5 %",
           "On an accelerator, the largest share of MLP layers against the smallest. Seen if its slowest timing is "
-          "above the other's fastest; not seen if its fastest is below the slowest.", sweep_rules.mlp_trains_faster,
+          "more than 3 % above the other's fastest; not seen if its fastest is as far below the slowest.",
+          sweep_rules.mlp_trains_faster,
           longer=_SWEEP + "the share of MLP layers with training speed at equal parameters, on a GPU.",
           varied=("mlp", "attention")),
     Claim("C5", "Even spreading is as good as any placement of attention.", "no significant gain of another placement",
@@ -106,8 +107,8 @@ CLAIMS = [
           longer=_SWEEP + "placements: even, first, middle, last, in blocks; loss and recall.",
           varied=("placement", "layers")),
     Claim("C6", "Grouped-query attention is free in a hybrid.", "perplexity +0.04 % with 8 groups",
-          "Seen if the worst seed with fewer KV heads is at most 0.01 nats/token above the best with all; not seen if "
-          "its best seed is above the worst by more.", sweep_rules.grouped_queries_are_free,
+          "Seen if the worst seed with fewer KV heads, but two at least, is at most 0.01 nats/token above the best "
+          "with all; not seen if its best seed is above the worst by more.", sweep_rules.grouped_queries_are_free,
           longer="Needs two hybrids that differ in KV heads alone.", varied=("kv_heads", "pattern", "positions")),
     Claim("C7", "RoPE in the hybrid's attention does not help at the training length.",
           "840M, mean of tasks: 52.19 without, 52.39 with",
@@ -163,7 +164,8 @@ CLAIMS = [
           "Needs Phonebook at several points of a longer training."),
     Claim("C20", "Asking first (reversed Phonebook) changes the picture for SSMs.",
           "sources disagree on the direction", "Seen if, for both pure SSMs, the forms' means over trained lengths are "
-          "more than 3 points apart, worst seed against best; not seen if every pair of seeds is closer than that.",
+          "more than 3 points apart, worst seed against best; not seen if every pair of seeds is closer than that, and "
+          "one form is half right.",
           rules.reversing_changes_phonebook),
     Claim("C21", "A hybrid with 8 % attention solves Phonebook up to and slightly beyond the training length.",
           "4K model: to about 5.5K tokens",

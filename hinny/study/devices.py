@@ -13,6 +13,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hinny.errors import RunError
+
 log = logging.getLogger(__name__)
 
 LAUNCHER = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+")
@@ -69,7 +71,11 @@ def place(env: Mapping[str, str] = os.environ) -> tuple[int, int]:
     if tasks := env.get("SLURM_STEP_TASKS_PER_NODE"):
         groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks)
         nodes = [int(count) for count, times in groups for _ in range(int(times or 1))]
-        return int(env.get("SLURM_LOCALID", 0)), nodes[int(env.get("SLURM_NODEID", 0))]
+        number = int(env.get("SLURM_NODEID", 0))
+        if number < len(nodes):
+            return int(env.get("SLURM_LOCALID", 0)), nodes[number]
+        raise RunError(f"SLURM_NODEID is {number}, and SLURM_STEP_TASKS_PER_NODE ({tasks}) tells of {len(nodes)} "
+                       "nodes: they are not of one step. Start the study with srun, or unset both.")
     return 0, 1
 
 

@@ -193,7 +193,8 @@ def reversing_changes_phonebook(table: Table) -> Verdict:
         low, mid, high = ([sum(getattr(form[n], side) for n in lengths) / len(lengths) for form in forms]
                           for side in ("low", "value", "high"))
         clear.append(max(low[1] - high[0], low[0] - high[1]) > SHARE_MARGIN)
-        same.append(max(high[1] - low[0], high[0] - low[1]) < SHARE_MARGIN)
+        # what answers neither form cannot tell them apart
+        same.append(max(high[1] - low[0], high[0] - low[1]) < SHARE_MARGIN and max(low) >= FAILED)
         texts.append(f"{percent(mid[0])} standard, {percent(mid[1])} reversed for {FAMILIES[family]}")
     verdict = SEEN if all(clear) else NOT_SEEN if all(same) else UNCLEAR
     return Verdict(verdict, f"Mean over trained lengths: {'; '.join(texts)}.", ("phonebook.exact",))

@@ -193,7 +193,7 @@ def _recall(lines: Lines, stands: list[Stand], told: bool) -> str:
     asked = [stand for stand in stands if stand.recall is not None]
     if len(asked) < 2 or lines[0]["x"] in LOGARITHMIC:
         return ""
-    right = [stand for stand in asked if stand.recall is not None and stand.recall.value >= FAILED]
+    right = [stand for stand in asked if stand.recall is not None and stand.recall.low >= FAILED]
     if not right or len(right) == len(asked):
         every = "all recall half of the phone numbers" if right else "none recalls half of the phone numbers"
         return every if told else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hinny.errors import RunError
 from hinny.study import plan
 from hinny.study.devices import Devices, find_devices, job_environment, place, visible_gpus
 from hinny.study.execute import Stages
@@ -83,6 +84,11 @@ def test_the_processes_of_a_machine_share_its_gpus_evenly(gpus: str, rank: int, 
     devices = find_devices(16, env)
     assert devices.gpus == mine
     assert devices.cores == 16 // size
+
+
+def test_a_node_that_its_step_does_not_tell_of_is_refused() -> None:
+    with pytest.raises(RunError, match=r"SLURM_NODEID is 2.*2 nodes"):
+        place({"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_NODEID": "2"})
 
 
 def test_what_slurm_gives_to_one_task_is_all_its_own() -> None:
