@@ -19,6 +19,8 @@ NO_MATTER = ("jobs", "description", "prepare.workers")
 """Keys that no figure depends on."""
 MAY_GROW = ("seeds", "extend", "vary")
 """Lists to which a later start in the same folder may add: what is there keeps its place and its figures."""
+SHOWN = ("plot", "line", "x", "also")
+"""Keys of [[vary]] that say where its models stand on the page, and change none of them."""
 
 
 def claim_folder(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> None:
@@ -52,7 +54,7 @@ def _claim(config: StudyConfig, recipes: dict[str, Recipe], layout: Layout) -> N
 def _grown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """`old` with the lists of `new` where those only have more in them, and with the tasks that may change."""
     more = {key: new[key] for key in MAY_GROW
-            if key in new and all(item in new[key] for item in old.get(key, []))}
+            if key in new and all(_made(item) in map(_made, new[key]) for item in old.get(key, []))}
     if "seeds" in more and new["seeds"][:len(old["seeds"])] != old["seeds"]:
         # timings are those of the first
         del more["seeds"]
@@ -61,6 +63,11 @@ def _grown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     if "eval" in old and "eval" in new:
         more["eval"] = asked_anew(old["eval"], new["eval"])
     return {**old, **more}
+
+
+def _made(item: Any) -> Any:
+    """An item of such a list without what only the page reads."""
+    return {key: value for key, value in item.items() if key not in SHOWN} if isinstance(item, dict) else item
 
 
 def _plain(table: dict[str, Any]) -> dict[str, Any]:

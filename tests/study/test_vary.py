@@ -208,6 +208,20 @@ def test_a_variant_is_trained_by_the_recipe_that_the_study_wrote(tmp_path: Path)
     claim_folder(more, load_recipes(more), layout)
 
 
+def test_where_models_stand_on_the_page_may_change_in_a_folder_and_what_they_are_may_not(tmp_path: Path) -> None:
+    config, layout = study(tmp_path), Layout(tmp_path / "out")
+    claim_folder(config, load_recipes(config), layout)
+
+    def again(**changes: object) -> None:
+        first, *rest = config.vary
+        changed = config.model_copy(update={"vary": [first.model_copy(update=changes), *rest]})
+        claim_folder(changed, load_recipes(changed), layout)
+
+    again(plot="Another", line="other words")
+    with pytest.raises(ConfigError, match="vary was"):
+        again(group="elsewhere")
+
+
 def test_lines_know_where_their_models_stand(tmp_path: Path) -> None:
     config = study(tmp_path)
     attention, placed = sweeps(config.vary, load_recipes(config))
