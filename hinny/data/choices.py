@@ -124,7 +124,8 @@ def _written(tokenizer: Tokenizer, form: str, items: list[Item]) -> Example:
     if tokenizer.decode(tokens) != text:
         raise DataError("this tokenizer cannot spell multiple choice exactly (line breaks, spaces and digits); leave "
                         "choice out of data.synthetic.tasks, or use another tokenizer.")
-    ends = np.cumsum([tokenizer.n_bytes([token]) for token in tokens])
+    size = {token: tokenizer.n_bytes([token]) for token in set(tokens)}
+    ends = np.cumsum([size[token] for token in tokens])
     # some tokenizers put a space in front of what they encode
     ends -= ends[-1] - len(text)
     marked, place = np.zeros(len(tokens), bool), len(head(form))
