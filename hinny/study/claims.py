@@ -81,18 +81,21 @@ _LONG = "Needs a study that extends the trained models to longer contexts"
 _BY = "by more than 3 points, and by more than √(1/2n) for n questions (10 points for 50, 4 for 400)"
 _FEW = f", nor on fewer than {tasks_rules.FEW} questions"
 
+_CLEAR = "than 0.01 nats/token and than the seeds of either are apart"
+
 CLAIMS = [
     Claim("C1", "The best share of attention layers is near 8 %.", "130M, 24 layers: loss lowest with 2 of 24",
           "Along one line of variants with one share of MLP layers. Seen if the mean held-out loss is lowest at a "
-          "share of 4 to 17 %, whose worst seed is more than 0.01 nats/token below the best seed with none and those "
-          "with 25 % or more; not seen if the worst seed of another share is below its best by that.",
+          "share of 4 to 17 %, whose worst seed is below the best seed with none and those with 25 % or more, by more "
+          f"{_CLEAR}; not seen if the worst seed of another share is below its best by that.",
           sweep_rules.best_attention_share,
           longer=_SWEEP + "the share of attention layers, compared by held-out loss.", varied=("attention", "mlp")),
     Claim("C2", "The best share does not move with the model's size.", "also 8 % at 840M",
           "Needs the sweep of C1 at two or three sizes."),
     Claim("C3", "30 to 50 % of the layers can be MLPs at no cost in loss.", "attention 8 %, MLP from 5 to 50 %",
           "At one share of attention layers. Seen if with 30 to 50 % of MLP layers the worst seed is at most 0.01 "
-          "nats/token above the best seed with 10 % or less; not seen if a best seed is above the worst by more.",
+          "nats/token above the best seed with 10 % or less; not seen if a best seed is above the worst by more "
+          f"{_CLEAR}.",
           sweep_rules.mlp_share_is_free,
           longer=_SWEEP + "the share of MLP layers at equal parameters and tokens.", varied=("mlp", "attention")),
     Claim("C4", "More MLP layers train faster.", "50 % MLP 20 % faster than 5 %",
@@ -103,22 +106,25 @@ CLAIMS = [
           varied=("mlp", "attention")),
     Claim("C5", "Even spreading is as good as any placement of attention.", "no significant gain of another placement",
           "Seen if the worst seed of the even placement is at most 0.01 nats/token above the best seed of every other; "
-          "not seen if its best seed is above the worst of one by more.", sweep_rules.even_spreading_is_as_good,
+          f"not seen if its best seed is above the worst of one by more {_CLEAR}.",
+          sweep_rules.even_spreading_is_as_good,
           longer=_SWEEP + "placements: even, first, middle, last, in blocks; loss and recall.",
           varied=("placement", "layers")),
     Claim("C6", "Grouped-query attention is free in a hybrid.", "perplexity +0.04 % with 8 groups",
           "Seen if the worst seed with fewer KV heads, but two at least, is at most 0.01 nats/token above the best "
-          "with all; not seen if its best seed is above the worst by more.", sweep_rules.grouped_queries_are_free,
+          f"with all; not seen if its best seed is above the worst by more {_CLEAR}.",
+          sweep_rules.grouped_queries_are_free,
           longer="Needs two hybrids that differ in KV heads alone.", varied=("kv_heads", "pattern", "positions")),
     Claim("C7", "RoPE in the hybrid's attention does not help at the training length.",
           "840M, mean of tasks: 52.19 without, 52.39 with",
           "By held-out loss. Seen if the worst seed without positions is at most 0.01 nats/token above the best with "
-          "rotary ones; not seen if its best seed is above the worst by more.", sweep_rules.rope_does_not_help,
+          f"rotary ones; not seen if its best seed is above the worst by more {_CLEAR}.",
+          sweep_rules.rope_does_not_help,
           longer="Needs two hybrids that differ in positions alone.", varied=("positions", "pattern", "kv_heads")),
     Claim("C8", "RoPE hurts the hybrid after extension.", "16K: 53.43 without; 52.61 and 51.52 with",
           "Seen if at every length that both are extended to, the worst seed of the hybrid without positions (extended "
-          "by its length alone) has a loss more than 0.01 nats/token below the best seed of the best method of the one "
-          "with rotary positions; not seen if no pair of seeds is that far apart.",
+          "by its length alone) has a loss below the best seed of the best method of the one with rotary positions by "
+          f"more {_CLEAR}; not seen if no pair of seeds is 0.01 nats/token apart.",
           longer_rules.rope_hurts_extension, _LONG + ", with and without RoPE."),
     Claim("C9", "Grouping the norm inside Mamba-2 changes nothing.", "no difference in loss",
           "Needs two Mamba-2 models that differ in norm groups alone."),
@@ -220,9 +226,9 @@ CLAIMS = [
           "Seen if the largest predicted ratio of the hybrid's to the Transformer's decode speed is at least 8; not "
           "seen if it is below 4. It is a prediction here, too.", speed_rules.predicted_decode),
     Claim("C34", "The hybrid lags the Transformer early in training and passes it later.", "no token count known to us",
-          "Seen if the hybrid's best seed is behind the Transformer's worst by more than 0.01 nats/token at two "
-          "neighbouring points and its worst ahead of the best by that at the end; not seen if it is clearly ahead at "
-          "every point.", rules.crossover),
+          f"Seen if the hybrid's best seed is behind the Transformer's worst by more {_CLEAR} at two neighbouring "
+          "points, and its worst ahead of the best by that at the end; not seen if it is ahead by that at every point.",
+          rules.crossover),
     Claim("C35", "Four attention layers of 56 carry the ability to recall.", "24 Mamba-2, 4 attention, 28 MLP layers",
           "Needs Phonebook and loss with attention layers switched off one by one."),
 ]

@@ -16,6 +16,7 @@ from hinny.study.rules import (
     SOLVED,
     UNCLEAR,
     Verdict,
+    clearly_above,
     not_alike,
     percent,
     spread,
@@ -77,7 +78,7 @@ def rope_hurts_extension(table: Table) -> Verdict:
         best = min(others, key=lambda method: others[method].value)
         parts.append(f"{factor}x, {length:,} tokens: {spread(mine)} without, {spread(others[best])} with ({best}, the "
                      f"best of {len(others)})")
-        states.append(_gap(mine, others[best], LOSS_MARGIN))
+        states.append(_gap(mine, others[best]))
         if min(mine.seeds, others[best].seeds) < 2:
             states.append(UNCLEAR)
     if not parts:
@@ -85,11 +86,11 @@ def rope_hurts_extension(table: Table) -> Verdict:
     return Verdict(_all(states), f"Loss in nats/token at {'; '.join(parts)}.", read)
 
 
-def _gap(low: Figure, high: Figure, margin: float) -> str:
-    """Whether `low` is below `high` by more than the margin in every pair of seeds (seen), in none (not seen)."""
-    if high.low - low.high > margin:
+def _gap(low: Figure, high: Figure) -> str:
+    """Whether `low` is clearly below `high` (seen), or by more than the margin in no pair of seeds (not seen)."""
+    if clearly_above(high, low):
         return SEEN
-    return NOT_SEEN if high.high - low.low <= margin else UNCLEAR
+    return NOT_SEEN if high.high - low.low <= LOSS_MARGIN else UNCLEAR
 
 
 def _all(states: list[str]) -> str:

@@ -38,6 +38,14 @@ def percent(value: float) -> str:
     return f"{round(100 * value)}\N{NO-BREAK SPACE}%"
 
 
+def clearly_above(worse: Figure, better: Figure) -> bool:
+    """Whether one loss's lowest seed is above the other's highest by LOSS_MARGIN, and by more than the seeds of either
+    are apart: of two seeds that are far apart the next one may be anywhere.
+    """
+    ranges = worse.high - worse.low, better.high - better.low
+    return worse.low - better.high > max(LOSS_MARGIN, *ranges)
+
+
 def spread(figure: Figure, digits: int = 3) -> str:
     """The mean with its seeds' range: "4.213 (4.201 to 4.225)"."""
     if figure.low == figure.high:
@@ -232,13 +240,13 @@ def crossover(table: Table) -> Verdict:
     if points[-1][0] < 0.99 * end:
         return Verdict(UNCLEAR, f"Held-out loss was last taken of both at {points[-1][0]:,} of {end:,} tokens.",
                        ("held_out_curve",))
-    lags = [ours.low - base.high > LOSS_MARGIN for _, base, ours in points]
+    lags = [clearly_above(ours, base) for _, base, ours in points]
     # early in training seeds differ most, and one point of many is soon apart by chance
     behind = any(map(all, pairwise(lags)))
     _, base, ours = points[-1]
-    ahead = base.low - ours.high > LOSS_MARGIN
+    ahead = clearly_above(base, ours)
     text = (f"At the end: hybrid {spread(ours)}, Transformer {spread(base)}; the hybrid lags clearly at "
             f"{sum(lags)} of {len(points)} points.")
-    never = all(base.low - ours.high > LOSS_MARGIN for _, base, ours in points)
+    never = all(clearly_above(base, ours) for _, base, ours in points)
     verdict = SEEN if ahead and behind else NOT_SEEN if never else UNCLEAR
     return Verdict(verdict, text, ("held_out_curve",))

@@ -1,7 +1,7 @@
 """Rules for the paper's claims on the layer mix, from studies that vary it; the lines of a [[vary]] plot are compared.
 
 Margins and the treatment of seeds are those of hinny.study.rules: never on one seed; a difference counts when the worst
-seed of one side beats the best of the other by more than 0.01 nats/token.
+seed of one side beats the best of the other by more than 0.01 nats/token and than the seeds of either are apart.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from hinny.study.alike import unlike
 from hinny.study.collect import Figure, Table
-from hinny.study.rules import LOSS_MARGIN, NOT_SEEN, SEEN, UNCLEAR, Verdict, percent, spread
+from hinny.study.rules import LOSS_MARGIN, NOT_SEEN, SEEN, UNCLEAR, Verdict, clearly_above, percent, spread
 from hinny.study.speed_rules import not_side_by_side
 
 NEAR = (0.04, 0.17)
@@ -111,9 +111,9 @@ def best_attention_share(table: Table) -> Verdict:
         best = min(near.values(), key=lambda f: f.value)
         lowest = min(shares.values(), key=lambda f: f.value)
         text = f"Held-out loss by share of attention layers: {told}."
-        if lowest is best and all(f.low - best.high > LOSS_MARGIN for f in (none, *many)):
+        if lowest is best and all(clearly_above(f, best) for f in (none, *many)):
             return SEEN, text
-        beaten = any(best.low - f.high > LOSS_MARGIN for f in others.values())
+        beaten = any(clearly_above(best, f) for f in others.values())
         return (NOT_SEEN if beaten else UNCLEAR), text
     return _judged(table, ("attention", "mlp"), decide)
 
@@ -137,7 +137,7 @@ def _free(ours: list[Figure], theirs: list[Figure]) -> str:
     worse."""
     if all(one.high - other.low <= LOSS_MARGIN for one in ours for other in theirs):
         return SEEN
-    return NOT_SEEN if any(one.low - other.high > LOSS_MARGIN for one in ours for other in theirs) else UNCLEAR
+    return NOT_SEEN if any(clearly_above(one, other) for one in ours for other in theirs) else UNCLEAR
 
 
 def mlp_trains_faster(table: Table) -> Verdict:

@@ -100,6 +100,13 @@ def test_one_key_value_head_is_not_what_the_claim_is_about() -> None:
     assert sweep_rules.grouped_queries_are_free(table(models, losses)).verdict == UNCLEAR
 
 
+@pytest.mark.parametrize(("half", "verdict"), [(0.002, NOT_SEEN), (0.012, NOT_SEEN), (0.02, UNCLEAR)])
+def test_a_gap_smaller_than_the_seeds_of_one_side_are_apart_decides_nothing(half: float, verdict: str) -> None:
+    """0.05 between the means: with seeds 0.04 apart a gap of 0.028 is left, which a third seed may close."""
+    losses = {"none": (3.05, half), "rope": (3.0, 0.002)}
+    assert sweep_rules.rope_does_not_help(table(ROPE, losses)).verdict == verdict
+
+
 def test_a_line_that_varies_more_than_one_thing_decides_nothing() -> None:
     def judged(**about: Any) -> Verdict:
         made = table(ROPE, {"none": (3.0, 0.002), "rope": (3.0, 0.002)})
