@@ -60,6 +60,10 @@ class Series:
     """Points with their ranges, not joined."""
     muted: bool = False
     """Thin and grey, for those beside which others are to be seen."""
+    mark: int | None = None
+    """The marker's place among those of one colour; None: the colour's own."""
+    model: str = ""
+    """The recipe whose figures these are; empty for chance levels and for lines of several models."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,9 @@ def draw(panel: Panel) -> str:
     return out.getvalue()
 
 
-def marker(colour: int) -> str:
-    """A series' marker: those that share a colour, past the palette's end, differ in it."""
-    return MARKERS[(colour + colour // len(PALETTE)) % len(MARKERS)]
+def marker(colour: int, mark: int | None = None) -> str:
+    """A series' marker: those that share a colour, past the palette's end or by their `mark`, differ in it."""
+    return MARKERS[(colour + colour // len(PALETTE) if mark is None else mark) % len(MARKERS)]
 
 
 def _leaves(series: Series, limits: tuple[float, float] | None) -> bool:
@@ -136,7 +140,7 @@ def _leaves(series: Series, limits: tuple[float, float] | None) -> bool:
 
 def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
     colour = GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
-    shape = None if bands or series.dashed or series.muted else marker(series.colour)
+    shape = None if bands or series.dashed or series.muted else marker(series.colour, series.mark)
     style: dict[str, Any] = {"color": colour, "linewidth": 1.0 if series.dashed or series.muted else 1.6,
                              "marker": shape, "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands or clip}
     x = [p.x for p in series.points]
@@ -246,7 +250,7 @@ def _points(axes: Axes, panel: Panel, front: list[tuple[float, float]]) -> None:
         (p,), colour = series.points, GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
         low, high = p.across or (p.x, p.x)
         axes.errorbar([p.x], [p.value], xerr=[[p.x - low], [high - p.x]], yerr=[[p.value - p.low], [p.high - p.value]],
-                      fmt=marker(series.colour), color=colour, markersize=4.5 if series.muted else 6.5,
+                      fmt=marker(series.colour, series.mark), color=colour, markersize=4.5 if series.muted else 6.5,
                       markeredgewidth=0, elinewidth=0.8 if series.muted else 1.1)
         ends = axes.transData.transform([(low, p.value), (high, p.value), (p.x, p.low), (p.x, p.high)])
         (x0, y), (x1, _), (x, y0), (_, y1) = ([float(v) * scale for v in end] for end in ends)

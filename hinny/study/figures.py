@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hinny.study.collect import Figure, Table
+from hinny.study.colours import drawn
 from hinny.study.draw import Panel, Point, Series, short
 from hinny.study.rules import percent
 from hinny.study.speed_rules import predicted_pair
@@ -43,22 +44,12 @@ def models(table: Table, what: str) -> list[str]:
     return [name for name in [*table.about["recipes"], *table.about["predicted"]] if name in have]
 
 
-def colour(table: Table, variant: str) -> int:
-    """A family keeps its colour through the report where the study has one recipe of each."""
-    group = table.about["recipes"] if variant in table.about["recipes"] else table.about["predicted"]
-    families = [recipe["family"] for recipe in group.values()]
-    order = ["transformer", "mamba", "mamba2", "hybrid"]
-    if len(set(families)) == len(families) and set(families) <= set(order):
-        return order.index(group[variant]["family"])
-    return list(group).index(variant)
-
-
 def series_of(table: Table, what: str, axis: str, **shape: object) -> list[Series]:
     """A line along `axis` for each model that has the figures."""
     found = []
     for name in models(table, what):
         if points := [_point(f, axis) for f in table.curve(what, name, axis, **shape)]:
-            found.append(Series(table.label(name), points, colour(table, name)))
+            found.append(drawn(table, name, points))
     return found
 
 
@@ -100,7 +91,7 @@ def trained(table: Table) -> tuple[float, str]:
 
 def _learning(table: Table) -> Plot | None:
     train, held = (series_of(table, what, "tokens") for what in ("train_loss", "held_out_curve"))
-    train = [Series(s.label, s.points[_settled(s.points):], s.colour) for s in train]
+    train = [replace(s, points=s.points[_settled(s.points):]) for s in train]
     parts = [(title, series) for title, series in (("Held-out text", held), ("Training stream", train)) if series]
     if not parts:
         return None
@@ -122,7 +113,7 @@ def _positions(table: Table) -> Plot | None:
     if not series:
         return None
     # position 0 has no place on a logarithmic axis: the first range is drawn at 1
-    series = [Series(s.label, [Point(max(1, p.x), p.value, p.low, p.high) for p in s.points], s.colour) for s in series]
+    series = [replace(s, points=[replace(p, x=max(1, p.x)) for p in s.points]) for s in series]
     figures = table.find("loss_by_position")
     caption = ("Held-out loss by the number of the document's tokens already read (start of each range), lower is "
                f"better. A falling line means that the model uses longer context. {seeds_note(figures)}")

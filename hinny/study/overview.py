@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hinny.study.collect import Table
+from hinny.study.colours import colour
 from hinny.study.draw import Panel, Series
-from hinny.study.figures import Plot, colour, limits, models, seeds_note, series_of, ticks, trained
+from hinny.study.figures import Plot, limits, models, seeds_note, series_of, ticks, trained
 from hinny.study.rules import FAILED, percent
 from hinny.study.summary import COUNTED, TIMINGS, Line, comparable, leaders, said
 

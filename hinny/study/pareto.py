@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hinny.study.collect import Figure, Table
+from hinny.study.colours import drawn
 from hinny.study.draw import Panel, Point, Series
-from hinny.study.figures import Plot, colour, limits, seeds_note
+from hinny.study.figures import Plot, limits, seeds_note
 from hinny.study.summary import Score, comparable, mean, said
 
 MANY = 8
@@ -83,10 +84,9 @@ def _spots(table: Table, pick: Callable[[str], list[Figure]]) -> tuple[list[Spot
 def _named(table: Table, spots: list[Spot]) -> list[Series]:
     """A point for each spot; where there are many those that are clearly beaten are grey and have no name."""
     kept = unbeaten(spots) if len(spots) > MANY else spots
-    series = [Series(table.label(s.name) if s in kept else "", [Point(
-        s.speed.value, s.loss.value, s.loss.low, s.loss.high, across=(s.speed.low, s.speed.high))],
-        colour(table, s.name), muted=s not in kept) for s in spots]
-    return sorted(series, key=lambda one: not one.muted)
+    series = [drawn(table, s.name, [Point(s.speed.value, s.loss.value, s.loss.low, s.loss.high,
+                                          across=(s.speed.low, s.speed.high))], muted=s not in kept) for s in spots]
+    return sorted((replace(one, label="") if one.muted else one for one in series), key=lambda one: not one.muted)
 
 
 def _panel(title: str, x: str, spots: list[Spot], series: list[Series], bounds: tuple[float, float]) -> Panel:

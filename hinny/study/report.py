@@ -18,8 +18,9 @@ from hinny.run import write_atomically
 from hinny.study import sweep_answer
 from hinny.study.claims import judge
 from hinny.study.collect import Figure, Table, collect, read_table
+from hinny.study.colours import colour
 from hinny.study.draw import PALETTE, draw
-from hinny.study.figures import Plot, colour, plots
+from hinny.study.figures import Plot, plots
 from hinny.study.longer_figures import changes, extended_plots
 from hinny.study.overview import headline, overview, tiles
 from hinny.study.paper_table import paper_table

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hinny.study.collect import Figure, Table
+from hinny.study.colours import line_colour
 from hinny.study.draw import Panel, short
 from hinny.study.figures import Plot, seeds_note
 from hinny.study.overview import PANELS, TILES, Tile
@@ -107,8 +108,13 @@ def _tile(table: Table, title: str, lines: Lines) -> Tile:
     first, last = ranked[0], ranked[-1]
     ties = [stand for stand in best if stand is not first]
     apart = f"not told apart from {_listed(ties, len(stands))}" if ties else "" if best else "no value told apart"
-    return Tile(title, first.value, "lowest loss", f"{first.loss.value:.3f} nats/token", None,
+    return Tile(title, first.value, "lowest loss", f"{first.loss.value:.3f} nats/token",
+                _colour(table, lines, first),
                 _spread(table, first.loss), apart, f"{last.value}, {last.loss.value:.3f}")
+
+
+def _colour(table: Table, lines: Lines, stand: Stand) -> int:
+    return line_colour(table, next(line for line in lines if line["line"] == stand.line))
 
 
 def _of_sizes(table: Table, lines: Lines) -> list[Tile]:
@@ -117,7 +123,8 @@ def _of_sizes(table: Table, lines: Lines) -> list[Tile]:
         if stands := _stands(table, [line]):
             largest = max(stands, key=lambda stand: stand.x or 0)
             law = f"loss goes as size to the {laws[place].b:.3f}" if place in laws else ""
-            found.append(Tile(line["line"], f"{largest.loss.value:.3f}", "nats/token", f"at {largest.value}", place,
+            found.append(Tile(line["line"], f"{largest.loss.value:.3f}", "nats/token", f"at {largest.value}",
+                              line_colour(table, line),
                               _spread(table, largest.loss), law, ""))
     return sorted(found, key=lambda tile: float(tile.value))
 

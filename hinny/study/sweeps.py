@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hinny.study.collect import Figure, Table
+from hinny.study.colours import line_colour
 from hinny.study.draw import Panel, Point, Series
 from hinny.study.figures import Plot, limits, seeds_note
 from hinny.study.rules import percent
@@ -69,7 +70,7 @@ def panels(table: Table, lines: Lines) -> list[tuple[Panel, list[Figure]]]:
     found = []
     for heading, y, share, pick in MEASURES:
         series, figures = [], []
-        for colour, line in enumerate(lines):
+        for line in lines:
             points = []
             for member in line["members"]:
                 if own := pick(table, member["recipe"]):
@@ -79,7 +80,8 @@ def panels(table: Table, lines: Lines) -> list[tuple[Panel, list[Figure]]]:
                     points.append(Point(x, score.value, score.low, score.high))
             if points:
                 # values that are no numbers have nothing between them
-                series.append(Series(line["line"], sorted(points, key=lambda p: p.x), colour, dots=named))
+                series.append(Series(line["line"], sorted(points, key=lambda p: p.x), line_colour(table, line),
+                                     dots=named))
         if series:
             found.append((Panel(
                 heading, AXES[axis], y, series, limits=(-0.03, 1.03) if share else limits([series], 0.1),
@@ -88,8 +90,8 @@ def panels(table: Table, lines: Lines) -> list[tuple[Panel, list[Figure]]]:
                 format_x=_namer(names) if named else percent if axis in SHARES else None), figures))
     if found and (laws := _laws(table, lines)):
         panel, figures = found[0]
-        curves = [Series("", band(fit), colour) for colour, fit in laws.items()]
-        dots = [Series(s.label, s.points, s.colour, dots=True) for s in panel.series]
+        curves = [Series("", band(fit), line_colour(table, lines[place])) for place, fit in laws.items()]
+        dots = [replace(s, dots=True) for s in panel.series]
         shown = {member["recipe"] for line in lines for member in line["members"]}
         found[0] = (replace(panel, series=[*dots, *curves], limits=limits([[*panel.series, *curves]])),
                     figures + [f for f in table.find(OF_SEED) if f.variant in shown])

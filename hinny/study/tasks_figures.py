@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hinny.study.collect import Figure, Table
+from hinny.study.colours import drawn
 from hinny.study.draw import Panel, Point, Series
-from hinny.study.figures import CHANCE, Plot, colour, models, seeds_note, ticks
+from hinny.study.figures import CHANCE, Plot, models, seeds_note, ticks
 from hinny.study.rules import percent
 from hinny.study.tasks import CHOICE, RECALL, RULER, RULER_MEAN
 
@@ -60,7 +61,7 @@ def choice_plot(table: Table) -> Plot | None:
     for name in table.about["recipes"]:
         found = [(places[task], table.one(f"{task}.acc", name)) for task in asked]
         if points := [Point(place, f.value, f.low, f.high) for place, f in found if f is not None]:
-            series.append(Series(table.label(name), points, colour(table, name)))
+            series.append(drawn(table, name, points))
     ends = [Point(x, CHANCE_LEVEL, CHANCE_LEVEL, CHANCE_LEVEL) for x in (min(places.values()) - 0.25,
                                                                        max(places.values()) + 0.25)]
     series.append(Series("chance", ends, CHANCE, dashed=True))
@@ -103,9 +104,8 @@ def _panel(table: Table, title: str, y: str, series: list[Series]) -> Panel:
 
 
 def _by_length(table: Table, what: str) -> list[Series]:
-    return [Series(table.label(name), [Point(f.number("length"), f.value, f.low, f.high)
-                                       for f in table.curve(what, name, "length")], colour(table, name))
-            for name in models(table, what)]
+    return [drawn(table, name, [Point(f.number("length"), f.value, f.low, f.high)
+                                for f in table.curve(what, name, "length")]) for name in models(table, what)]
 
 
 def _trained(table: Table) -> int:
