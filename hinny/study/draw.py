@@ -62,6 +62,8 @@ class Series:
     """Thin and grey, for those beside which others are to be seen."""
     mark: int | None = None
     """The marker's place among those of one colour; None: the colour's own."""
+    shade: float = 1.0
+    """How strong the line is beside others of its colour."""
     model: str = ""
     """The recipe whose figures these are; empty for chance levels and for lines of several models."""
 
@@ -89,6 +91,10 @@ class Panel:
     """Limits of x."""
     front: list[tuple[float, float]] | None = None
     """Points in place of lines, each named beside it, and this line of steps through the best of them."""
+    higher: bool = False
+    """Whether higher values are better."""
+    by_end: bool = False
+    """Whether lines are ranked by where they end, and not by their means."""
 
 
 def short(value: float, digits: int = 3) -> str:
@@ -142,7 +148,8 @@ def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
     colour = GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
     shape = None if bands or series.dashed or series.muted else marker(series.colour, series.mark)
     style: dict[str, Any] = {"color": colour, "linewidth": 1.0 if series.dashed or series.muted else 1.6,
-                             "marker": shape, "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands or clip}
+                             "marker": shape, "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands or clip,
+                             "alpha": series.shade if series.shade < 1 else None}
     x = [p.x for p in series.points]
     if series.dots:
         axes.vlines(x, [p.low for p in series.points], [p.high for p in series.points], color=colour, linewidth=1.2)
@@ -150,7 +157,7 @@ def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
         return
     if not series.dashed and not series.muted:
         axes.fill_between(x, [p.low for p in series.points], [p.high for p in series.points],
-                          color=colour, alpha=0.18, linewidth=0)
+                          color=colour, alpha=0.18 * series.shade, linewidth=0)
     sure = [p.value if p.sure else float("nan") for p in series.points]
     axes.plot(x, sure, linestyle=(0, (2, 2)) if series.dashed else "-", **style)
     if not all(p.sure for p in series.points):

@@ -95,7 +95,7 @@ def _learning(table: Table) -> Plot | None:
     parts = [(title, series) for title, series in (("Held-out text", held), ("Training stream", train)) if series]
     if not parts:
         return None
-    panels = [Panel(title, "tokens seen", "loss, nats/token", series, limits=limits([series]))
+    panels = [Panel(title, "tokens seen", "loss, nats/token", series, limits=limits([series]), by_end=True)
               for title, series in parts]
     figures = table.find("held_out_curve") + table.find("train_loss")
     share = "The training stream includes the synthetic recall sequences, so its level differs from that of the text."
@@ -123,7 +123,7 @@ def _positions(table: Table) -> Plot | None:
 
 def _phonebook(table: Table) -> Plot | None:
     panels = [Panel(title, "prompt, tokens", "numbers exactly right", series, log_x=True, limits=(-0.03, 1.03),
-                    mark=trained(table), format_y=percent, ticks=ticks(series))
+                    mark=trained(table), format_y=percent, ticks=ticks(series), higher=True)
               for form, title in FORMS.items() if (series := series_of(table, "phonebook.exact", "length", form=form))]
     if not panels:
         return None
@@ -145,7 +145,7 @@ def _digits(table: Table) -> Plot | None:
             line = [Point(x, m, m, m) for x, values in means.items() for m in [sum(values) / len(values)]]
             panels.append(Panel(title, "prompt, tokens", "digits right in wrong numbers", [*series, Series(
                 "chance", line, CHANCE, dashed=True)], log_x=True, limits=(-0.03, 1.03), mark=trained(table),
-                format_y=percent, ticks=ticks(series)))
+                format_y=percent, ticks=ticks(series), higher=True))
     if not panels:
         return None
     caption = ("Fuzzy memory: where the recalled number is wrong, the share of its digits that are right all the same; "
@@ -157,7 +157,8 @@ def _digits(table: Table) -> Plot | None:
 
 def _recall(table: Table) -> Plot | None:
     pairs, copied = series_of(table, "mqar.accuracy", "pairs"), series_of(table, "copy.accuracy", "length")
-    panels = [Panel(title, x, y, series, log_x=True, limits=(-0.03, 1.03), format_y=percent, ticks=ticks(series))
+    panels = [Panel(title, x, y, series, log_x=True, limits=(-0.03, 1.03), format_y=percent, ticks=ticks(series),
+                    higher=True)
               for title, x, y, series in (
                   ("Multi-query recall", "key-value pairs", "values right", pairs),
                   ("Copying", "length, tokens", "tokens right", copied)) if series]
@@ -173,7 +174,7 @@ def _recall(table: Table) -> Plot | None:
 def _speed(table: Table) -> Plot | None:
     parts = [("Decode", series_of(table, "decode", "context")), ("Prefill", series_of(table, "prefill", "context"))]
     panels = [Panel(title, "context, tokens", "tokens/s", series, log_x=True, ticks=ticks(series),
-                    limits=(0, limits([series])[1])) for title, series in parts if series]
+                    limits=(0, limits([series])[1]), higher=True, by_end=True) for title, series in parts if series]
     if not panels:
         return None
     figures = table.find("decode") + table.find("prefill")
@@ -191,7 +192,7 @@ def _memory(table: Table) -> Plot | None:
     caption = ("Memory that one sequence carries: keys and values of attention, states of Mamba layers, counted from "
                "the tensors; lower is better, both axes logarithmic. A level line does not grow with the context.")
     panel = Panel("", "context, tokens", "bytes per sequence", series, log_x=True, log_y=True,
-                  ticks=ticks(series))
+                  ticks=ticks(series), by_end=True)
     return Plot("memory", "State and cache by context", caption, [panel], table.find("state_bytes"))
 
 

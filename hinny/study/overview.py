@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 from hinny.study.collect import Table
 from hinny.study.colours import colour
-from hinny.study.draw import Panel, Series
+from hinny.study.draw import Panel
 from hinny.study.figures import Plot, limits, models, seeds_note, series_of, ticks, trained
+from hinny.study.multiples import MANY, thinned
 from hinny.study.rules import FAILED, percent
 from hinny.study.summary import COUNTED, TIMINGS, Line, comparable, leaders, said
 
-MANY = 6
-"""Models up to which every line is named and coloured; beyond it the best three and the last of each plot."""
 CLAUSES, TILES, PANELS = 3, 4, 4
 NAMED = 4
 """Names that a sentence has room for."""
@@ -145,7 +144,7 @@ def overview(table: Table) -> Plot | None:
         if len(same) > 1 and high > low:
             shown = [(k, what, shape, replace(panel, across=(low / room, high * room), ticks=ticks(every)))
                      if k == kind else (k, what, shape, panel) for k, what, shape, panel in shown]
-    panels = [_thinned(panel) for *_, panel in shown]
+    panels = [thinned(panel) for *_, panel in shown]
     figures = [f for _, what, shape, _ in shown for f in table.find(what, None, **shape)
                if f.variant in models(table, what)]
     hidden = len(table.about["recipes"]) > MANY
@@ -164,7 +163,7 @@ Part = tuple[str, str, dict[str, object], Panel]
 def _loss(table: Table) -> Part | None:
     if series := series_of(table, "held_out_curve", "tokens"):
         return ("", "held_out_curve", {}, Panel("Held-out loss, lower is better", "tokens seen", "nats/token", series,
-                                                limits=limits([series])))
+                                                limits=limits([series]), by_end=True))
     if series := series_of(table, "loss_by_position", "position"):
         series = [replace(s, points=[replace(p, x=max(1, p.x)) for p in s.points]) for s in series]
         return ("", "loss_by_position", {}, Panel("Held-out loss, lower is better", "tokens of context", "nats/token",
@@ -177,7 +176,8 @@ def _book(form: str, title: str) -> Callable[[Table], Part | None]:
         series = series_of(table, "phonebook.exact", "length", form=form)
         return ("prompt", "phonebook.exact", {"form": form}, Panel(
             f"{title}, higher is better", "prompt, tokens", "numbers exactly right", series, log_x=True,
-            limits=(-0.03, 1.03), mark=trained(table), format_y=percent, ticks=ticks(series))) if series else None
+            limits=(-0.03, 1.03), mark=trained(table), format_y=percent, ticks=ticks(series),
+            higher=True)) if series else None
     return make
 
 
@@ -185,29 +185,18 @@ def _copying(table: Table) -> Part | None:
     series = series_of(table, "copy.accuracy", "length")
     return ("prompt", "copy.accuracy", {}, Panel(
         "Copying, higher is better", "length, tokens", "tokens right", series, log_x=True, limits=(-0.03, 1.03),
-        format_y=percent, ticks=ticks(series))) if series else None
+        format_y=percent, ticks=ticks(series), higher=True)) if series else None
 
 
 def _decode(table: Table) -> Part | None:
     series = series_of(table, "decode", "context")
     return ("context", "decode", {}, Panel(
         "Decode speed, higher is better", "context, tokens", "tokens/s", series, log_x=True, ticks=ticks(series),
-        limits=(0, limits([series])[1]))) if series else None
+        limits=(0, limits([series])[1]), higher=True, by_end=True)) if series else None
 
 
 def _memory(table: Table) -> Part | None:
     series = series_of(table, "state_bytes", "context")
     return ("context", "state_bytes", {}, Panel(
         "Memory, lower is better", "context, tokens", "bytes per sequence", series, log_x=True, log_y=True,
-        ticks=ticks(series))) if series else None
-
-
-def _thinned(panel: Panel) -> Panel:
-    """The panel with the best three and the last in colour where there are many."""
-    if len(panel.series) <= MANY:
-        return panel
-    ranked = sorted(panel.series, reverse="higher" in panel.title, key=lambda s: (
-        s.points[-1].value, sum(p.value for p in s.points)))
-    kept: list[Series] = [*ranked[:3], ranked[-1]]
-    grey = [replace(s, label="", muted=True) for s in panel.series if s not in kept]
-    return replace(panel, series=[*grey, *(s for s in panel.series if s in kept)])
+        ticks=ticks(series), by_end=True)) if series else None

@@ -22,6 +22,7 @@ from hinny.study.colours import colour
 from hinny.study.draw import PALETTE, draw
 from hinny.study.figures import Plot, plots
 from hinny.study.longer_figures import changes, extended_plots
+from hinny.study.multiples import split
 from hinny.study.overview import headline, overview, tiles
 from hinny.study.paper_table import paper_table
 from hinny.study.pareto import pareto
@@ -101,7 +102,8 @@ def _content(table: Table) -> dict[str, Any]:
 def every_plot(table: Table) -> list[Plot]:
     """All plots of the study in the page's order; the overview, where there is one, first."""
     first = sweep_answer.overview(table) if sweep_answer.begins_with_sweeps(table) else overview(table)
-    found = [first, *sweep_plots(table), *extended_plots(table), pareto(table), *plots(table)]
+    found = [first, *sweep_plots(table), *extended_plots(table), pareto(table),
+             *(split(table, plot) for plot in plots(table))]
     return [plot for plot in found if plot is not None]
 
 

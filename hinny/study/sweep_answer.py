@@ -12,8 +12,9 @@ from hinny.study.collect import Figure, Table
 from hinny.study.colours import line_colour
 from hinny.study.draw import Panel, short
 from hinny.study.figures import Plot, seeds_note
+from hinny.study.multiples import lower, value_of
 from hinny.study.overview import PANELS, TILES, Tile
-from hinny.study.rules import FAILED, percent
+from hinny.study.rules import FAILED
 from hinny.study.scaling import fits
 from hinny.study.summary import Score, book, leaders, mean
 from hinny.study.sweeps import LOGARITHMIC, SHARES, Lines, panels, swept
@@ -56,20 +57,15 @@ def headline(table: Table) -> str:
         if lines[0]["x"] in LOGARITHMIC:
             clauses.append(_over_sizes(table, lines))
         elif not best:
-            clauses.append(f"{_lower(title)}: seeds do not tell losses apart")
+            clauses.append(f"{lower(title)}: seeds do not tell losses apart")
         else:
             verb = "predicts" if len(best) == 1 else "predict"
             does = "" if clauses else f" {verb} held-out text best"
-            clauses.append(f"{_lower(title)}: {_listed(best, len(stands))}{does}")
+            clauses.append(f"{lower(title)}: {_listed(best, len(stands))}{does}")
         if len(clauses) == 1 and (start := _recall(lines, stands, told=True)):
             clauses[0] = f"{clauses[0]}, {start}"
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _lower(title: str) -> str:
-    """The title within a sentence; a word of capitals stays as it is."""
-    return title if title[:2].isupper() else f"{title[0].lower()}{title[1:]}"
 
 
 def sentences(table: Table) -> list[str]:
@@ -174,9 +170,7 @@ def _stands(table: Table, lines: Lines) -> list[Stand]:
 
 def _told(axis: str, member: dict[str, Any]) -> str:
     """What is varied in a model, in words."""
-    if axis in SHARES:
-        return percent(member["x"])
-    return f"{short(member['x'])} {UNITS[axis]}" if axis in LOGARITHMIC else str(member["value"])
+    return f"{value_of(axis, member)} {UNITS[axis]}" if axis in LOGARITHMIC else value_of(axis, member)
 
 
 def _best(stands: Iterable[Stand]) -> list[Stand]:

@@ -72,7 +72,8 @@ def choice_plot(table: Table) -> Plot | None:
                "texts are scored (cloze). Share right, higher is better; lines join one model's forms. "
                f"{_questions(figures)} {seeds_note(figures)}")
     panel = Panel("", "form of the question", "questions right", series, limits=LIMITS, format_y=percent,
-                  format_x=lambda place: forms.get(round(place), ""), ticks=[float(place) for place in forms])
+                  format_x=lambda place: forms.get(round(place), ""), ticks=[float(place) for place in forms],
+                  higher=True)
     return Plot("choice", "Multiple choice in three forms", caption, [panel], figures)
 
 
@@ -100,7 +101,7 @@ def _panels(table: Table, plot: str, title: str, caption: str, y: str, parts: li
 
 def _panel(table: Table, title: str, y: str, series: list[Series]) -> Panel:
     return Panel(title, "length, tokens", y, series, log_x=True, limits=LIMITS, mark=(_trained(table),
-                 "trained length"), format_y=percent, ticks=ticks(series))
+                 "trained length"), format_y=percent, ticks=ticks(series), higher=True)
 
 
 def _by_length(table: Table, what: str) -> list[Series]:

@@ -13,6 +13,7 @@ import pytest
 
 from hinny.study.collect import Figure, Table, read_table
 from hinny.study.draw import draw, marker
+from hinny.study.figures import plots
 from hinny.study.overview import headline, overview, tiles
 from hinny.study.report import every_plot, report, whole
 from hinny.study.summary import columns
@@ -174,8 +175,8 @@ def test_of_many_models_small_plots_name_the_best_three_and_the_last(study_folde
     assert {s.label for s in plot.panels[0].series if not s.muted} == {"v0", "v1", "v2", "v19"}
     assert len(plot.panels[0].series) == 20
     assert "the best three" in plot.caption
-    # in the other plots every label has its place: the panel grows
-    learning = next(p for p in every_plot(read_table(tmp_path / "many")) if p.id == "learning")
+    # where all are named every label has its place: the panel grows
+    learning = next(p for p in plots(read_table(tmp_path / "many")) if p.id == "learning")
     height = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', draw(learning.panels[0]))
     assert height is not None
     assert float(height[1]) > 72 * 0.164 * 20
