@@ -1,4 +1,6 @@
-"""Where the names of points go: beside each its own, clear of the others' names, points and ranges."""
+"""Where names go: those of points beside each its own, clear of the others' names, points and ranges; those of lines
+apart from each other.
+"""
 
 from __future__ import annotations
 
@@ -67,3 +69,17 @@ def _overlap(a: Box, b: Box) -> float:
     """The shared area, plus one where there is some."""
     across, up = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return 1 + across * up if across > 0 and up > 0 else 0.0
+
+
+def apart(heights: list[float], gap: float) -> list[float]:
+    """Ascending `heights` moved as little as needed to be `gap` apart and stay between 0 and 1 where possible."""
+    # without their gaps the places only have to rise: each run of heights that falls becomes its mean
+    runs: list[tuple[float, int]] = []
+    for i, height in enumerate(heights):
+        runs.append((height - i * gap, 1))
+        while len(runs) > 1 and runs[-2][0] > runs[-1][0]:
+            (one, few), (other, more) = runs[-2:]
+            runs[-2:] = [((one * few + other * more) / (few + more), few + more)]
+    level = [value for value, number in runs for _ in range(number)]
+    top = 1.0 - (len(heights) - 1) * gap
+    return [min(max(value, 0.0), top) + i * gap for i, value in enumerate(level)]

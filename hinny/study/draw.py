@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from hinny.study.beside import place, text_width
+from hinny.study.beside import apart, place, text_width
+from hinny.study.rows import ROW, Row, draw_rows
 
 INK, FAINT, GREY = "#1f2328", "#d5d9de", "#a9b0b8"
 """Text, grid and lines in the background; an inline drawing replaces them, and the series' colours, by the page's
@@ -93,6 +94,8 @@ class Panel:
     """Points in place of lines, each named beside it, and this line of steps through the best of them."""
     higher: bool = False
     """Whether higher values are better."""
+    rows: bool = False
+    """The lines are single points, drawn as rows over one level axis, that of their values."""
     by_end: bool = False
     """Whether lines are ranked by where they end, and not by their means."""
 
@@ -116,16 +119,21 @@ def draw(panel: Panel) -> str:
     side = max([SIDE, *(text_width(label, TEXT - 0.5) + 0.3 for label in labels)])
     if panel.front is not None:
         side, high = 0.1, max(high, 2.5, 1.2 + LINE * min(len(panel.series), 14))
-    width = max(WIDTH, LEFT + NARROW + side)
+    left = LEFT
+    if panel.rows:
+        left, side, high = side, 0.25, ROW * len(panel.series) + 0.1
+    width = max(WIDTH, left + NARROW + side)
     tall = BOTTOM + high + (ABOVE if panel.title else BARE)
     with matplotlib.rc_context(RC):
         canvas = Canvas(figsize=(width, tall))
-        axes = canvas.add_axes((LEFT / width, BOTTOM / tall, (width - LEFT - side) / width, high / tall))
-        if panel.front is None:
+        axes = canvas.add_axes((left / width, BOTTOM / tall, (width - left - side) / width, high / tall))
+        if panel.front is None and not panel.rows:
             for series in panel.series:
                 _line(axes, series, bands=len(series.points) > 20, clip=_leaves(series, panel.limits))
-        _axes(axes, panel)
-        if panel.front is None:
+        _axes(axes, panel, left)
+        if panel.rows:
+            draw_rows(axes, [_row(series) for series in panel.series], TEXT - 0.5)
+        elif panel.front is None:
             _labels(axes, panel, LINE / high)
         else:
             _points(axes, panel, panel.front)
@@ -167,9 +175,15 @@ def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
                   **{**style, "markeredgewidth": 0.8, "zorder": 1.5})
 
 
-def _axes(axes: Axes, panel: Panel) -> None:
+def _row(series: Series) -> Row:
+    (p,) = series.points
+    return Row(series.label, PALETTE[series.colour % len(PALETTE)], marker(series.colour, series.mark), p.value, p.low,
+               p.high)
+
+
+def _axes(axes: Axes, panel: Panel, left: float) -> None:
     inches = axes.get_window_extent().width / axes.figure.dpi
-    edge = -(LEFT - 0.12) / inches
+    edge = -(left - 0.12) / inches
     axes.set_title(panel.title, loc="left", fontsize=TEXT + 0.5, fontweight="bold", x=edge, pad=22)
     axes.set_xlabel(panel.x)
     # the y label lies above the axis, level, so that nobody turns the head
@@ -193,7 +207,7 @@ def _axes(axes: Axes, panel: Panel) -> None:
     digits = _digits(axes) if panel.format_y is None else 0
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: (panel.format_y or partial(short, digits=digits))(
         value)))
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.grid(axis="x" if panel.rows else "y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=3, width=0.7)
     if panel.mark:
@@ -274,17 +288,3 @@ def _points(axes: Axes, panel: Panel, front: list[tuple[float, float]]) -> None:
         arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3} if far else None
         axes.annotate(series.label, (series.points[0].x, series.points[0].value), xytext=(lx, ly), color=colour,
                       textcoords="figure points", fontsize=TEXT - 0.5, ha="left", va="center", arrowprops=arrow)
-
-
-def apart(heights: list[float], gap: float) -> list[float]:
-    """Ascending `heights` moved as little as needed to be `gap` apart and stay between 0 and 1 where possible."""
-    # without their gaps the places only have to rise: each run of heights that falls becomes its mean
-    runs: list[tuple[float, int]] = []
-    for i, height in enumerate(heights):
-        runs.append((height - i * gap, 1))
-        while len(runs) > 1 and runs[-2][0] > runs[-1][0]:
-            (one, few), (other, more) = runs[-2:]
-            runs[-2:] = [((one * few + other * more) / (few + more), few + more)]
-    level = [value for value, number in runs for _ in range(number)]
-    top = 1.0 - (len(heights) - 1) * gap
-    return [min(max(value, 0.0), top) + i * gap for i, value in enumerate(level)]

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from hinny.study.collect import Figure, Table
 from hinny.study.colours import drawn
 from hinny.study.draw import Panel, Point, Series, short
+from hinny.study.rows import as_rows
 from hinny.study.rules import percent
 from hinny.study.speed_rules import predicted_pair
 
 FORMS = {"standard": "Standard: question last", "reversed": "Reversed: question first"}
 CHANCE = 6
 """Colour of chance levels."""
+LEVEL = ", both axes logarithmic. A level line does not grow with the context."
 
 
 @dataclass(frozen=True)
@@ -175,25 +177,35 @@ def _speed(table: Table) -> Plot | None:
     parts = [("Decode", series_of(table, "decode", "context")), ("Prefill", series_of(table, "prefill", "context"))]
     panels = [Panel(title, "context, tokens", "tokens/s", series, log_x=True, ticks=ticks(series),
                     limits=(0, limits([series])[1]), higher=True, by_end=True) for title, series in parts if series]
+    panels = [as_rows(panel, behind(panel.series)) for panel in panels]
     if not panels:
         return None
     figures = table.find("decode") + table.find("prefill")
     batch = ", ".join(sorted({f.shape.get("batch", "1") for f in figures}))
     caption = ("Generation, measured on this machine: tokens per second one at a time behind a context (decode), and "
-               f"while reading a prompt (prefill), batch {batch}; higher is better. Bands run from the slowest to the "
+               f"while reading a prompt (prefill), batch {batch}; higher is better. Ranges are from the slowest to the "
                "fastest of repeated timings of one trained model.")
-    return Plot("speed", "Generation speed by context", caption, panels, figures)
+    title = "Generation speed" if panels[0].rows else "Generation speed by context"
+    return Plot("speed", title, caption, panels, figures)
 
 
 def _memory(table: Table) -> Plot | None:
     series = series_of(table, "state_bytes", "context")
     if not series:
         return None
+    several = len({p.x for one in series for p in one.points}) > 1
     caption = ("Memory that one sequence carries: keys and values of attention, states of Mamba layers, counted from "
-               "the tensors; lower is better, both axes logarithmic. A level line does not grow with the context.")
+               f"the tensors; lower is better{LEVEL if several else '.'}")
     panel = Panel("", "context, tokens", "bytes per sequence", series, log_x=True, log_y=True,
                   ticks=ticks(series), by_end=True)
-    return Plot("memory", "State and cache by context", caption, [panel], table.find("state_bytes"))
+    panel = as_rows(panel, behind(series), from_zero=True)
+    title = "State and cache" if panel.rows else "State and cache by context"
+    return Plot("memory", title, caption, [panel], table.find("state_bytes"))
+
+
+def behind(series: list[Series]) -> str:
+    """The first context of these lines, in words."""
+    return f"after {series[0].points[0].x:,.0f} tokens"
 
 
 def _predicted(table: Table) -> Plot | None:

@@ -33,9 +33,8 @@ def split(table: Table, plot: Plot) -> Plot:
         note = f" In colour the best {KEPT} and the last; the CSV has all."
         return replace(plot, panels=[thinned(p) for p in plot.panels], caption=f"{plot.caption}{note}")
     panels = [part for group in groups for panel in plot.panels if (part := _part(panel, group)) is not None]
-    what = "size" if not groups[0].shaded else "thing that is varied; models may stand on several"
-    shades = " Of the lines of one colour the darker ones have more of it, or stand further on." if (
-        groups[0].shaded) else ""
+    what = "size" if not groups[0].shaded else "thing that is varied"
+    shades = " Of lines of one colour the paler have less of it, or come first." if groups[0].shaded else ""
     note = f" A panel for each {what}; those of one measure have the same axes.{shades}"
     return replace(plot, panels=panels, caption=f"{plot.caption}{note}")
 
@@ -77,14 +76,17 @@ def _size(table: Table, names: list[str]) -> str:
 
 
 def _crowded(panel: Panel) -> bool:
-    return panel.front is None and sum(bool(series.model) for series in panel.series) > MANY
+    return panel.front is None and not panel.rows and sum(bool(series.model) for series in panel.series) > MANY
 
 
 def _part(panel: Panel, group: _Group) -> Panel | None:
     """The panel with the models of one group, and what belongs to no model."""
     own = {series.model: series for series in panel.series}
     # where colours differ, so do markers
-    found = [replace(own[name], label=label, shade=_shade(group, place), mark=own[name].mark if group.shaded else None)
+    colours = [series.colour for series in panel.series if series.model in group.names]
+    found = [replace(own[name], label=label, mark=own[name].mark if group.shaded else None,
+                     # one of another colour is told from the rest as it is
+                     shade=_shade(group, place) if colours.count(own[name].colour) > 1 else 1.0)
              for place, (name, label) in enumerate(group.names.items()) if name in own]
     if not found:
         return None

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from hinny.study.collect import Table
 from hinny.study.colours import colour
 from hinny.study.draw import Panel
-from hinny.study.figures import Plot, limits, models, seeds_note, series_of, ticks, trained
+from hinny.study.figures import Plot, behind, limits, models, seeds_note, series_of, ticks, trained
 from hinny.study.multiples import MANY, thinned
+from hinny.study.rows import as_rows
 from hinny.study.rules import FAILED, percent
 from hinny.study.summary import COUNTED, TIMINGS, Line, comparable, leaders, said
 
@@ -190,13 +191,22 @@ def _copying(table: Table) -> Part | None:
 
 def _decode(table: Table) -> Part | None:
     series = series_of(table, "decode", "context")
-    return ("context", "decode", {}, Panel(
+    return _at_contexts("decode", Panel(
         "Decode speed, higher is better", "context, tokens", "tokens/s", series, log_x=True, ticks=ticks(series),
         limits=(0, limits([series])[1]), higher=True, by_end=True)) if series else None
 
 
 def _memory(table: Table) -> Part | None:
     series = series_of(table, "state_bytes", "context")
-    return ("context", "state_bytes", {}, Panel(
+    return _at_contexts("state_bytes", Panel(
         "Memory, lower is better", "context, tokens", "bytes per sequence", series, log_x=True, log_y=True,
         ticks=ticks(series), by_end=True)) if series else None
+
+
+def _at_contexts(what: str, panel: Panel) -> Part | None:
+    """The panel over contexts; of a single one a row for each model where there is room, and none where all agree."""
+    if len({p.x for series in panel.series for p in series.points}) > 1:
+        return "context", what, {}, panel
+    if len(panel.series) > MANY or len({p.value for series in panel.series for p in series.points}) == 1:
+        return None
+    return "", what, {}, as_rows(panel, behind(panel.series), from_zero=what == "state_bytes")

@@ -20,9 +20,10 @@ from hinny import counts
 from hinny.config import load_recipe
 from hinny.errors import RunError
 from hinny.run import Run
+from hinny.study.beside import apart
 from hinny.study.claims import CLAIMS
 from hinny.study.collect import collect, read_table
-from hinny.study.draw import apart, short
+from hinny.study.draw import short
 from hinny.study.figures import plots
 from hinny.study.report import every_plot, report
 from hinny.study.summary import Score, columns, leaders
