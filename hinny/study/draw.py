@@ -116,7 +116,7 @@ def draw(panel: Panel) -> str:
     labels = [series.label for series in panel.series if series.label]
     # as high as the labels need, and as wide as the longest
     high = max(HEIGHT if panel.title else HEIGHT + ABOVE - BARE, LINE * (len(labels) + 1))
-    side = max([SIDE, *(text_width(label, TEXT - 0.5) + 0.3 for label in labels)])
+    side = max([SIDE if labels else BARE, *(text_width(label, TEXT - 0.5) + 0.3 for label in labels)])
     if panel.front is not None:
         side, high = 0.1, max(high, 2.5, 1.2 + LINE * min(len(panel.series), 14))
     left = LEFT

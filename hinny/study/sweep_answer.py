@@ -17,15 +17,15 @@ from hinny.study.overview import PANELS, TILES, Tile
 from hinny.study.rules import FAILED
 from hinny.study.scaling import fits
 from hinny.study.summary import Score, book, leaders, mean
-from hinny.study.sweeps import LOGARITHMIC, SHARES, Lines, panels, swept
+from hinny.study.sweeps import LOGARITHMIC, SHARES, Lines, axis_note, panels, swept, titled
 
 CLAUSES = 2
 UNITS = {"parameters": "parameters", "flops": "FLOP"}
 NAMED = 3
 """Values that a sentence has room for."""
-BESIDE = {"Held-out text": "held-out loss, nats/token; lower is better",
-          "Phonebook up to the trained length": "phone numbers right; higher is better"}
-"""Title of a panel → what stands at its axis where the title is the plot's; the first plot has both."""
+BESIDE = {"loss, nats/token": "held-out loss, nats/token; lower is better",
+          "numbers exactly right": "phone numbers right; higher is better"}
+"""What stands at a panel's axis → what stands there where the title is the plot's; the first plot has both."""
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,20 @@ def overview(table: Table) -> Plot:
     (title, lines), *rest = _plots(table)
     first = panels(table, lines)
     if rest:
-        shown = [_named(title, *one) for one in first if one[0].title in BESIDE]
-        shown += [_named(other, *panels(table, those)[0]) for other, those in rest]
+        # the first of recall is that within the trained length
+        each = {panel.y: (panel, own) for panel, own in reversed(first) if panel.y in BESIDE}
+        shown = [_named(titled(title, lines), *each[y]) for y in BESIDE if y in each]
+        shown += [_named(titled(other, those), *panels(table, those)[0]) for other, those in rest]
     else:
         shown = first
     figures = [figure for _, own in shown[:PANELS] for figure in own]
     caption = ("The most important figures; each point is a model of its own. Loss: lower is better; recall: higher. "
-               f"{seeds_note(figures)}")
+               f"{seeds_note(figures)} {'All losses have one range. ' if rest else ''}{axis_note(lines)}").strip()
     return Plot("overview", "At a glance", caption, [panel for panel, _ in shown[:PANELS]], figures)
 
 
 def _named(title: str, panel: Panel, figures: list[Figure]) -> tuple[Panel, list[Figure]]:
-    return replace(panel, title=title, y=BESIDE[panel.title]), figures
+    return replace(panel, title=title, y=BESIDE[panel.y]), figures
 
 
 def _plots(table: Table) -> list[tuple[str, Lines]]:
@@ -223,6 +225,11 @@ def _over_sizes(table: Table, lines: Lines) -> str:
         who = " and ".join(winners[0])
         span = f"{short(ordered[0][0][1])} to {short(ordered[-1][0][1])} {UNITS[lines[0]['x']]}"
         return f"{who} predict{'s' if len(winners[0]) == 1 else ''} held-out text best at every size, {span}"
-    parts = [f"{' and '.join(names) if names else 'nobody'} at {short(group[0][1])}"
-             for names, group in zip(winners, ordered, strict=True)]
-    return f"held-out text is predicted best by {', '.join(parts)}"
+    runs: list[tuple[list[str], list[str]]] = []
+    for names, group in zip(winners, ordered, strict=True):
+        if runs and runs[-1][0] == names:
+            runs[-1][1].append(short(group[0][1]))
+        else:
+            runs.append((names, [short(group[0][1])]))
+    parts = [f"{' and '.join(names) if names else 'nobody'} at {' and '.join(sizes)}" for names, sizes in runs]
+    return f"held-out text is predicted best by {', by '.join(parts)} {UNITS[lines[0]['x']]}"

@@ -82,7 +82,7 @@ def test_the_first_panels_are_loss_and_recall_of_the_largest_variation_then_the_
     plot = overview(table())
     assert [(panel.title, panel.y.split(",")[0].split(";")[0]) for panel in plot.panels] == [
         ("Attention layers", "held-out loss"), ("Attention layers", "phone numbers right"),
-        ("Where attention stands", "held-out loss")]
+        ("Where attention stands (4 of 48)", "held-out loss")]
     assert [series.dots for series in plot.panels[2].series] == [True]
     assert {figure.what for figure in plot.figures} == {"held_out_loss", "phonebook.exact"}
 
@@ -103,12 +103,23 @@ def test_over_sizes_the_best_line_is_told_at_each_size() -> None:
     assert headline(sizes((3.6, 3.5), (3.3, 3.2))) == (
         "Hybrid predicts held-out text best at every size, 8M to 31M parameters.")
     assert headline(sizes((3.5, 3.6), (3.3, 3.2))) == (
-        "Held-out text is predicted best by Transformer at 8M, Hybrid at 31M.")
+        "Held-out text is predicted best by Transformer at 8M, by Hybrid at 31M parameters.")
     assert headline(sizes((3.5, 3.505), (3.3, 3.2))) == (
-        "Held-out text is predicted best by nobody at 8M, Hybrid at 31M.")
+        "Held-out text is predicted best by nobody at 8M, by Hybrid at 31M parameters.")
     largest = tiles(sizes((3.6, 3.5), (3.3, 3.2)))
     assert [(tile.title, tile.value, tile.who, tile.colour) for tile in largest] == [
         ("Hybrid", "3.200", "at 31M parameters", 1), ("Transformer", "3.300", "at 31M parameters", 0)]
+
+
+def test_neighbouring_sizes_with_one_winner_are_told_together() -> None:
+    made = sizes((3.5, 3.6), (3.3, 3.2))
+    again = {f"{name}-6e+07": (6e7, 6e7) for name in ("Transformer", "Hybrid")}
+    lines = [one | {"members": [*one["members"], *more["members"]]} for one, more in zip(
+        made.about["sweeps"], (line("", "", "", {name: place}) for name, place in again.items()), strict=True)]
+    recipes = made.about["recipes"] | {name: {"family": "hybrid", "seq_len": 256, "group": "6e+07"} for name in again}
+    more = [f for name, loss in zip(again, (3.2, 3.1), strict=True) for f in figures(name, loss, 0.5)]
+    assert headline(Table([*made.figures, *more], made.about | {"sweeps": lines, "recipes": recipes})) == (
+        "Held-out text is predicted best by Transformer at 8M, by Hybrid at 31M and 60M parameters.")
 
 
 def test_a_study_with_a_model_that_is_not_varied_begins_with_its_models() -> None:

@@ -16,6 +16,7 @@ from test_claims import fig
 from hinny.study import conduct
 from hinny.study.collect import Figure, Table
 from hinny.study.draw import draw
+from hinny.study.rules import percent
 from hinny.study.scaling import Crossing, band, crossing, fit, fitted_sentence
 from hinny.study.summary import answer
 from hinny.study.sweeps import sweep_plots
@@ -172,6 +173,35 @@ def test_values_that_are_no_numbers_stand_beside_each_other_under_their_names() 
     assert ">first<" in text
 
 
+def test_the_title_has_what_one_line_is_and_the_axis_has_words() -> None:
+    (plot,) = sweep_plots(table("value", {"placed": ["even", "first"]}, {"placed": [None, None]}))
+    assert plot.title == "Varied (placed)"
+    assert {series.label for panel in plot.panels for series in panel.series} == {""}
+    assert {panel.x for panel in plot.panels} == {"varied"}
+
+
+def test_losses_of_all_plots_have_one_range_but_those_over_sizes() -> None:
+    made = table("value", {"a": [1, 2], "b": [1, 2]}, {"a": [1.0, 2.0], "b": [1.0, 2.0]})
+    made.about["sweeps"][1]["plot"] = "Another"
+    one, other = sweep_plots(made)
+    assert one.panels[0].limits == other.panels[0].limits
+    assert one.panels[0].limits is not None
+    assert one.panels[0].limits[0] < min(f.low for f in made.figures if f.what == "held_out_loss")
+    assert "Losses have one range" in one.caption
+    made.about["sweeps"][1]["x"] = "parameters"
+    one, other = sweep_plots(made)
+    assert one.panels[0].limits != other.panels[0].limits
+    assert "one range" not in one.caption + other.caption
+
+
+def test_recall_says_up_to_and_beyond_what() -> None:
+    made = table("value", {"a": [1, 2]}, {"a": [1.0, 2.0]})
+    book = [fig("phonebook.exact", name, 0.5, 0.1, form="standard", length=n) for name in ("a-1", "a-2")
+            for n in (64, 512)]
+    (plot,) = sweep_plots(Table([*made.figures, *book], made.about))
+    assert [panel.title for panel in plot.panels][1:3] == ["Phonebook up to 256 tokens", "Phonebook beyond 256 tokens"]
+
+
 def test_sizes_get_a_law_with_its_band_and_say_where_two_laws_meet() -> None:
     sizes: dict[str, list[float | None]] = {"T": [*SIZES], "H": [*SIZES]}
     (plot,) = sweep_plots(table("parameters", {"T": [1, 2, 3], "H": [1, 2, 3]}, sizes))
@@ -208,8 +238,17 @@ def test_the_answer_says_where_models_are_of_several_sizes() -> None:
 
 
 def test_labels_of_an_axis_do_not_touch() -> None:
-    (plot,) = sweep_plots(table("attention", {"l": [0, 2, 4, 8, 50]}, {"l": [0.0, 0.02, 0.04, 0.08, 0.5]}))
-    assert plot.panels[0].ticks == [0.0, 0.08, 0.5]
+    shares = [0.0, 0.02, 0.04, 0.08, 0.17, 0.25, 0.5]
+    (plot,) = sweep_plots(table("attention", {"l": [*range(7)]}, {"l": [*shares]}))
+    panel = plot.panels[0]
+    assert panel.format_x is not None
+    assert [panel.format_x(tick) for tick in panel.ticks] == [percent(share) for share in shares]
+    assert [p.x for p in panel.series[0].points] == panel.ticks
+    assert "log(1 + share / 4\N{NO-BREAK SPACE}%)" in plot.caption
+    # an axis with room for all of them stays even
+    (plot,) = sweep_plots(table("attention", {"l": [0, 1, 2]}, {"l": [0.0, 0.3, 0.5]}))
+    assert plot.panels[0].ticks == [0.0, 0.3, 0.5]
+    assert "log(1" not in plot.caption
     (plot,) = sweep_plots(table("parameters", {"T": [1, 2, 3, 4]}, {"T": [1e6, 1.1e6, 2e6, 4e6]}))
     assert plot.panels[0].ticks == [1e6, 2e6, 4e6]
 
