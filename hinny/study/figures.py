@@ -20,6 +20,18 @@ LEVEL = ", both axes logarithmic. A level line does not grow with the context."
 
 
 @dataclass(frozen=True)
+class Facts:
+    """A small table below a plot; `raw_head` and `raw` are its sheet, `id` the end of the sheet's name."""
+
+    id: str
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    raw_head: list[str]
+    raw: list[list[str]]
+
+
+@dataclass(frozen=True)
 class Plot:
     """Panels side by side under one caption, and the figures that they show."""
 
@@ -28,6 +40,7 @@ class Plot:
     caption: str
     panels: list[Panel]
     figures: list[Figure]
+    facts: Facts | None = None
 
 
 def plots(table: Table) -> list[Plot]:

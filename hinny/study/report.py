@@ -28,7 +28,7 @@ from hinny.study.paper_table import paper_table
 from hinny.study.pareto import pareto
 from hinny.study.plan import Layout
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
-from hinny.study.sheets import link, sheet
+from hinny.study.sheets import facts_sheet, link, sheet
 from hinny.study.summary import answer, columns, comparable
 from hinny.study.svg import inline, standalone
 from hinny.study.sweeps import sweep_plots
@@ -55,7 +55,8 @@ def report(study: str | Path) -> Path:
     svgs = {plot.id: [inline(svg, f"{plot.id}{i}", html.escape(": ".join(filter(None, (plot.title, panel.title)))))
                       for i, (svg, panel) in enumerate(zip(drawn[plot.id], plot.panels, strict=True))]
             for plot in content["plots"]}
-    sheets = {plot.id: sheet(plot.figures) for plot in content["plots"]}
+    sheets = {plot.id: sheet(plot.figures) for plot in content["plots"]} | {
+        f"{plot.id}-{plot.facts.id}": facts_sheet(plot.facts) for plot in content["plots"] if plot.facts}
     page = template("report.html.j2", escape=True).render(
         **content, svgs=svgs, light=PALETTE, dark=DARK, sheets={name: link(text) for name, text in sheets.items()})
     files = {plot.id: [f"{PLOT_FOLDER}/{plot.id}-{i}.svg" for i in range(len(plot.panels))]
@@ -63,7 +64,8 @@ def report(study: str | Path) -> Path:
     for plot in content["plots"]:
         for name, svg in zip(files[plot.id], drawn[plot.id], strict=True):
             write_atomically(layout.root / name, standalone(svg))
-        write_atomically(layout.root / PLOT_FOLDER / f"{plot.id}.csv", sheets[plot.id])
+    for name, text in sheets.items():
+        write_atomically(layout.root / PLOT_FOLDER / f"{name}.csv", text)
     text = template("report.md.j2", escape=False).render(**content, files=files, folder=PLOT_FOLDER)
     write_atomically(layout.root / "report.html", page)
     write_atomically(layout.root / "report.md", text)

@@ -22,8 +22,6 @@ DRAWS, LEAST_SIZES = 4000, 3
 BEYOND = 10.0
 """Up to how many times the largest size a crossing is looked for."""
 
-BENT = "; its sizes deviate from the law by more than their seeds explain, so the band is too narrow"
-
 
 @dataclass(frozen=True)
 class Fit:
@@ -121,19 +119,7 @@ def crossing(one: Fit, other: Fit, n: int = 200) -> Crossing | None:
                     float(((every >= places[0]) & (every <= end)).mean()))
 
 
-def fitted_sentence(lines: list[dict[str, Any]], found: dict[int, Fit]) -> str:
-    """The laws' exponents, and where each line meets the first one."""
-    names = {place: lines[place]["line"] or "The loss" for place in found}
-    parts = [f"{names[place]} goes as x^{one.b:.3f} ({_range(one)}{BENT if one.bent else ''})"
-             for place, one in found.items()]
-    first, *others = found
-    parts += [_pair(names[first], names[place], found[first], found[place]) for place in others]
-    return ("Curves: power laws with 95 % bands, fitted to all seeds as if each were a measurement of its own: what "
-            "all seeds of a size, or one seed at all sizes, have in common is not in the bands. "
-            f"{'; '.join(parts)}.")
-
-
-def _pair(name: str, other: str, one: Fit, two: Fit) -> str:
+def pair_sentence(name: str, other: str, one: Fit, two: Fit) -> str:
     """Where two curves meet, as part of a sentence; past the sizes that were trained it says so."""
     found = crossing(one, two)
     if found is None:
@@ -155,11 +141,6 @@ def _pair(name: str, other: str, one: Fit, two: Fit) -> str:
         return text
     return (f"{text}; extended past the largest, which nothing here tests, the curves meet at {_size(found.at)} "
             f"({round(100 * found.share)} % of draws meet up to {BEYOND:.0f} times it)")
-
-
-def _range(one: Fit) -> str:
-    low, high = np.quantile(one.draws[:, 1], (0.025, 0.975))
-    return f"95 %: {low:.3f} to {high:.3f}"
 
 
 def _size(value: float) -> str:

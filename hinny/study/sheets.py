@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterable
 
 from hinny.study.collect import Figure
+from hinny.study.figures import Facts
 
 FIXED = ("what", "model", "value", "low", "high", "unit", "seeds", "commit", "machine")
 
@@ -25,6 +26,13 @@ def sheet(figures: Iterable[Figure]) -> str:
     for f in found:
         writer.writerow([f.what, f.variant, *(f.shape.get(key, "") for key in keys), repr(f.value), repr(f.low),
                          repr(f.high), f.unit, f.seeds, _line(f.commit), _line(f.machine)])
+    return out.getvalue()
+
+
+def facts_sheet(facts: Facts) -> str:
+    """The table below a plot, its numbers as they were computed."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([facts.raw_head, *facts.raw])
     return out.getvalue()
 
 

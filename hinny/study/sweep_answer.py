@@ -16,6 +16,7 @@ from hinny.study.multiples import lower, value_of
 from hinny.study.overview import PANELS, TILES, Tile
 from hinny.study.rules import FAILED
 from hinny.study.scaling import fits
+from hinny.study.scaling_table import signed
 from hinny.study.summary import Score, book, leaders, mean
 from hinny.study.sweeps import LOGARITHMIC, SHARES, Lines, axis_note, panels, swept, titled
 
@@ -118,7 +119,7 @@ def _of_sizes(table: Table, lines: Lines) -> list[Tile]:
     for place, line in enumerate(lines):
         if stands := _stands(table, [line]):
             largest = max(stands, key=lambda stand: stand.x or 0)
-            law = f"loss goes as size to the {laws[place].b:.3f}" if place in laws else ""
+            law = f"loss goes as size to the {signed(laws[place].b)}" if place in laws else ""
             found.append(Tile(line["line"], f"{largest.loss.value:.3f}", "nats/token", f"at {largest.value}",
                               line_colour(table, line),
                               _spread(table, largest.loss), law, ""))

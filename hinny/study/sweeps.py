@@ -13,7 +13,8 @@ from hinny.study.draw import Panel, Point, Series
 from hinny.study.figures import Plot, limits, seeds_note
 from hinny.study.multiples import lower
 from hinny.study.rules import percent
-from hinny.study.scaling import Fit, band, fits, fitted_sentence
+from hinny.study.scaling import Fit, band, fits
+from hinny.study.scaling_table import NOTE, fitted
 from hinny.study.summary import book, mean, trained_length
 
 AXES = {"attention": "attention layers, share of all", "mlp": "MLP layers, share of all",
@@ -72,9 +73,10 @@ def _plot(table: Table, name: str, title: str, lines: Lines) -> Plot | None:
     if lines[0]["x"] not in LOGARITHMIC and len({line["plot"] for line in _of_one_size(table)}) > 1:
         parts.append(f"Losses{' and speeds' if timed else ''} have one range in all plots of what is varied.")
     parts.append(axis_note(lines))
-    if laws := _laws(table, lines):
-        parts.append(fitted_sentence(lines, laws))
-    return Plot(name, titled(title, lines), " ".join(filter(None, parts)), [panel for panel, _ in found], figures)
+    facts = fitted(lines, laws) if (laws := _laws(table, lines)) else None
+    parts += [NOTE] if facts else []
+    return Plot(name, titled(title, lines), " ".join(filter(None, parts)), [panel for panel, _ in found], figures,
+                facts)
 
 
 def panels(table: Table, lines: Lines) -> list[tuple[Panel, list[Figure]]]:

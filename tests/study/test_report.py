@@ -38,6 +38,7 @@ def page(study_folder: Path) -> Path:
 
 
 def visible(text: str) -> str:
+    text = re.sub(r'<span class="name">(.*?)</span>', r"\1", text)
     return re.sub(r"\s+", " ", html.unescape(text).replace("\N{NO-BREAK SPACE}", " "))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import re
@@ -17,7 +18,9 @@ from hinny.study import conduct
 from hinny.study.collect import Figure, Table
 from hinny.study.draw import draw
 from hinny.study.rules import percent
-from hinny.study.scaling import Crossing, band, crossing, fit, fitted_sentence
+from hinny.study.scaling import Crossing, band, crossing, fit
+from hinny.study.scaling_table import fitted
+from hinny.study.sheets import facts_sheet
 from hinny.study.summary import answer
 from hinny.study.sweeps import sweep_plots
 
@@ -104,9 +107,26 @@ def test_a_crossing_is_told_with_its_range_and_past_the_sizes_trained_as_what_it
     flat, steep = fit(*made(2.0 - 0.02 * math.log(at), -0.06, noise, 2)), fit(*made(2.0, -0.08, noise, 1))
     assert steep is not None
     assert flat is not None
-    text = fitted_sentence([{"line": "T"}, {"line": "H"}], {0: steep, 1: flat})
-    assert re.search(rf"\); {words}\.$", text), text
-    assert "in the bands. The loss goes as x^-0.0" in fitted_sentence([{"line": ""}], {0: steep})
+    facts = fitted([{"line": "T"}, {"line": "H"}], {0: steep, 1: flat})
+    assert facts.head[-1] == "Beside T"
+    first, second = facts.rows
+    assert re.fullmatch(words, second[3]), second
+    assert (first[0], first[3], second[0]) == ("T", "–", "H")
+    assert [row[:2] for row in fitted([{"line": ""}], {0: steep}).rows] == [["The loss", first[1]]]
+
+
+def test_the_laws_are_a_table_with_proper_minus_signs_and_a_sheet_with_all_digits() -> None:
+    one = fit(*made(2.0, -0.08, 1e-5, 1))
+    assert one is not None
+    facts = fitted([{"line": "T"}], {0: one})
+    ((name, exponent, interval, remark),) = facts.rows
+    assert (name, exponent, interval, remark) == (
+        "T", "\N{MINUS SIGN}0.080", "\N{MINUS SIGN}0.080 to \N{MINUS SIGN}0.080", "–")
+    head, row = csv.reader(facts_sheet(facts).splitlines())
+    told = dict(zip(head, row, strict=True))
+    assert float(told["exponent"]) == one.b
+    assert float(told["low"]) < one.b < float(told["high"])
+    assert told["deviates"] == "false"
 
 
 def test_sizes_that_deviate_from_a_law_by_more_than_their_seeds_say_so() -> None:
@@ -117,7 +137,7 @@ def test_sizes_that_deviate_from_a_law_by_more_than_their_seeds_say_so() -> None
     bent = fit(sizes, [loss * (1.02 if x == SIZES[1] else 1.0) for x, loss in zip(sizes, losses, strict=True)])
     assert bent is not None
     assert bent.bent
-    assert "by more than their seeds explain" in fitted_sentence([{"line": "T"}], {0: bent})
+    assert "by more than their seeds explain" in fitted([{"line": "T"}], {0: bent}).rows[0][3]
     alone = fit(SIZES, [3.0, 2.9, 2.88])
     assert alone is not None
     assert not alone.bent
@@ -208,7 +228,8 @@ def test_sizes_get_a_law_with_its_band_and_say_where_two_laws_meet() -> None:
     panel = plot.panels[0]
     assert [(s.label, s.dots, len(s.points)) for s in panel.series] == [
         ("T", True, 3), ("H", True, 3), ("", False, 25), ("", False, 25)]
-    assert re.search("T is below H|T and H", plot.caption)
+    assert plot.facts is not None
+    assert re.search("T is below H|T and H", plot.facts.rows[1][3])
     assert "95 % bands" in plot.caption
     assert {f.what for f in plot.figures} >= {"held_out_loss_of_seed"}
     assert "<svg" in draw(panel)
