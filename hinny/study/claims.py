@@ -23,6 +23,7 @@ class Claim:
     longer: for a rule on extensions, what would test it where a study has none; it is not tested there.
     asks: for a rule on tasks that a study may leave out, their figures; where one is absent, `longer` is said as well.
     varied: for a rule on what a study varies, the keys of `sweep_rules.varies`; where it does not, `longer` is said.
+    beside: for a rule that says nothing of its own where a study has not exactly one model of these families, they.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Claim:
     longer: str = ""
     asks: tuple[str, ...] = ()
     varied: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,22 @@ class Judged:
 
     claim: Claim
     verdict: Verdict
+    tested: bool = True
+    """Whether a rule has read figures of this study; too small to tell is said of what was tested."""
 
 
 def judge(table: Table) -> list[Judged]:
     """Every claim with the verdict of its rule on the figures of `table`."""
     claims = [c if _can_test(table, c) else replace(c, rule=None, test=c.longer) for c in CLAIMS]
-    return [Judged(claim, claim.rule(table) if claim.rule else _untested(table, claim)) for claim in claims]
+    return [_judged(table, claim) for claim in claims]
+
+
+def _judged(table: Table, claim: Claim) -> Judged:
+    if claim.rule is None:
+        return Judged(claim, _untested(table, claim), tested=False)
+    verdict = claim.rule(table)
+    asked = any(table.find(what) for what in verdict.read) and all(table.of_family(name) for name in claim.beside)
+    return Judged(claim, verdict, tested=asked)
 
 
 def _can_test(table: Table, claim: Claim) -> bool:
@@ -136,7 +148,7 @@ CLAIMS = [
     Claim("C12", "A Mamba-2 layer trains almost 3 times as fast as a Mamba layer at state size 128.", "about 3×",
           "On an accelerator, at a state of 128 or more in both. Seen if the slowest timing of Mamba-2 is at least "
           "twice the fastest of Mamba; not seen if its fastest is less than twice the slowest.",
-          speed_rules.mamba2_trains_faster),
+          speed_rules.mamba2_trains_faster, beside=("mamba", "mamba2")),
     Claim("C13", "Pure SSMs lag on lettered multiple choice (few-shot MMLU).", "17 points behind at 1.1T tokens",
           "By choice-letter, made-up lookups and sums. Seen if the Transformer's worst seed beats both pure SSMs' best "
           f"{_BY}; not seen if its best seed is at most 3 points above the worst of both. Not decided where none of "
@@ -221,7 +233,7 @@ CLAIMS = [
     Claim("C32", "Hybrid and Transformer use the hardware equally well in training.", "29.9 and 30.7 % of the peak",
           "On an accelerator; timings on a CPU never decide. Seen if the ratio of their FLOP/s lies between 0.9 and "
           "1.1 for every pair of timings; not seen if it lies outside for every pair.",
-          speed_rules.equal_training_efficiency),
+          speed_rules.equal_training_efficiency, beside=("transformer", "hybrid")),
     Claim("C33", "Decoding is predicted to be up to 8 times as fast at long context.", "up to 8×, a prediction",
           "Seen if the largest predicted ratio of the hybrid's to the Transformer's decode speed is at least 8; not "
           "seen if it is below 4. It is a prediction here, too.", speed_rules.predicted_decode),

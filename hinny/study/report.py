@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 
 from hinny.run import write_atomically
 from hinny.study import sweep_answer
+from hinny.study.claim_figures import shown_by
 from hinny.study.claims import judge
 from hinny.study.collect import Figure, Table, collect, read_table
 from hinny.study.colours import colour
@@ -29,7 +30,7 @@ from hinny.study.pareto import pareto
 from hinny.study.plan import Layout
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 from hinny.study.sheets import facts_sheet, link, sheet
-from hinny.study.summary import answer, columns, comparable
+from hinny.study.summary import answer, columns, comparable, counted
 from hinny.study.svg import inline, standalone
 from hinny.study.sweeps import sweep_plots
 
@@ -75,7 +76,7 @@ def report(study: str | Path) -> Path:
 def _content(table: Table) -> dict[str, Any]:
     """Everything that both templates show, made from rows."""
     # what the study tests comes first, each part in the order of the numbers
-    judged, lines = sorted(judge(table), key=lambda one: one.claim.rule is None), columns(table)
+    judged, lines = sorted(judge(table), key=lambda one: not one.tested), columns(table)
     recipes = table.about["recipes"]
     shown, changed, beside = every_plot(table), changes(table), paper_table(table)
     # where every model is varied, what the variation brings comes before which of all is best
@@ -84,6 +85,7 @@ def _content(table: Table) -> dict[str, Any]:
     return {
         "about": table.about, "answer": [*said, *answer(table, judged)], "lines": lines, "plots": shown,
         "claims": judged, "paper": beside,
+        "shown_by": {one.claim.id: shown_by(table, one, shown, lines) for one in judged},
         "headline": (sweep_answer.headline(table) if varied else headline(table, lines)) or title(table),
         "tiles": sweep_answer.tiles(table) if varied else tiles(table, lines),
         "transposed": len(recipes) > TRANSPOSED,
@@ -120,7 +122,8 @@ def spread_note(table: Table) -> str:
     """What the second line of a table's cell means."""
     seeds = len(table.about["seeds"])
     across = f"the range over {seeds} seeds" if seeds > 1 else "a 95 % interval of the one seed where there is one"
-    return (f"Below each mean: {across}, for speeds the range of repeated timings. Bold: the best, and those "
+    arrows = "↑ higher is better, ↓ lower is better. " if len(table.about["recipes"]) > TRANSPOSED else ""
+    return (f"{arrows}Below each mean: {across}, for speeds the range of repeated timings. Bold: the best, and those "
             f"whose range meets the best one's; none where that is all of them.{_elsewhere(table)}")
 
 
@@ -178,7 +181,7 @@ def template(name: str, *, escape: bool) -> jinja2.Template:
     """A page's template; `escape`: for HTML."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("hinny.study"), autoescape=escape,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cell": cell, "whole": whole}
+    environment.filters |= {"cell": cell, "whole": whole, "counted": counted}
     return environment.get_template(name)
 
 

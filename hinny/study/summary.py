@@ -47,6 +47,17 @@ class Measure:
     form: Callable[[float], str]
     pick: Callable[[Table, str], list[Figure]]
     spread: str = SEEDS
+    short: str = ""
+    """The title at the head of a column among many; empty: the title itself."""
+
+    @property
+    def head(self) -> str:
+        return self.short or self.title
+
+    @property
+    def note(self) -> str:
+        """The unit and which way is better, in few characters."""
+        return f"{self.unit} {'↓' if self.lower else '↑'}".strip()
 
 
 @dataclass(frozen=True)
@@ -88,12 +99,13 @@ def _measures(table: Table) -> list[Measure]:
         Measure("text", "Held-out loss", "nats/token", True, "{:.3f}".format, lambda t, n: t.find("held_out_loss", n)),
         Measure("bits", "Bits per byte", "", True, "{:.3f}".format, lambda t, n: t.find("bits_per_byte", n)),
         Measure("recall", f"Phonebook up to {trained} tokens", "exact", False, percent,
-                lambda t, n: book(t, n, beyond=False)),
+                lambda t, n: book(t, n, beyond=False),
+                short=f"Phonebook to {trained}"),
         Measure("beyond", f"Phonebook beyond {trained}", "exact", False, percent, lambda t, n: book(t, n, beyond=True)),
         Measure("pairs", "Multi-query recall", "right", False, percent, lambda t, n: t.find("mqar.accuracy", n)),
         Measure("copying", "Copying", "right", False, percent, lambda t, n: t.find("copy.accuracy", n)),
         Measure("ruler", f"RULER up to {trained} tokens", "mean of tasks", False, percent,
-                lambda t, n: ruler_means(t, n, beyond=False)),
+                lambda t, n: ruler_means(t, n, beyond=False), short=f"RULER to {trained}"),
         Measure("ruler beyond", f"RULER beyond {trained}", "mean of tasks", False, percent,
                 lambda t, n: ruler_means(t, n, beyond=True)),
         Measure("letter", "Choice by letter", "right", False, percent, lambda t, n: t.find("choice-letter.acc", n)),
@@ -102,11 +114,20 @@ def _measures(table: Table) -> list[Measure]:
         Measure("training", "Training speed", "tokens/s", False, "{:,.0f}".format, lambda t, n: t.find("train", n),
                 TIMINGS),
         Measure("mfu", "Share of the GPU's peak in training", "MFU", False, percent,
-                lambda t, n: t.find("train.mfu", n), TIMINGS),
+                lambda t, n: t.find("train.mfu", n), TIMINGS, short="Of the GPU's peak"),
         Measure("decode", f"Decode after {longest} tokens", "tokens/s", False, "{:,.0f}".format, _last("decode"),
-                TIMINGS),
-        Measure("memory", f"State and cache at {longest}", "bytes", True, in_bytes, _last("state_bytes"), COUNTED),
+                TIMINGS, short=f"Decode after {longest}"),
+        Measure("memory", f"State and cache at {longest}", "bytes", True, in_bytes, _last("state_bytes"), COUNTED,
+                short=f"State at {longest}"),
     ]
+
+
+def counted(number: int) -> str:
+    """A number of parameters in few characters: "45.3M"."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return str(number)
 
 
 def in_bytes(value: float) -> str:
@@ -227,6 +248,9 @@ def _generation(table: Table) -> str:
 
 
 def _verdicts(judged: list[Judged]) -> str:
-    count = {verdict: sum(j.verdict.verdict == verdict for j in judged) for verdict in (SEEN, NOT_SEEN, UNCLEAR)}
-    return (f"Of the paper's {len(judged)} claims, {count[SEEN]} {'is' if count[SEEN] == 1 else 'are'} seen here, "
-            f"{count[NOT_SEEN]} not seen, and this study is too small to tell {count[UNCLEAR]}.")
+    tested = [j for j in judged if j.tested]
+    if not tested:
+        return f"None of the paper's {len(judged)} claims is tested here."
+    count = {verdict: sum(j.verdict.verdict == verdict for j in tested) for verdict in (SEEN, NOT_SEEN, UNCLEAR)}
+    return (f"Of the paper's {len(judged)} claims {len(tested)} {'is' if len(tested) == 1 else 'are'} tested here: "
+            f"{count[SEEN]} seen, {count[NOT_SEEN]} not seen, and of {count[UNCLEAR]} this study is too small to tell.")

@@ -47,6 +47,12 @@ def varies(table: Table, *keys: str) -> bool:
     return _line(table, *keys) is not None
 
 
+def compared(table: Table, *keys: str) -> set[str]:
+    """The models of the line that `varies` finds, by name."""
+    line = _line(table, *keys)
+    return {figure.variant for _, figure in line.models} if line else set()
+
+
 def _line(table: Table, *keys: str) -> _Line | None:
     """The first line whose models differ in the first key alone; or in more, but agree in the other keys."""
     found = []

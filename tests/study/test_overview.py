@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from hinny.study.draw import draw, marker
 from hinny.study.figures import plots
 from hinny.study.overview import headline, overview, tiles
 from hinny.study.report import every_plot, report, whole
-from hinny.study.summary import columns
+from hinny.study.summary import columns, counted
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +150,15 @@ def test_many_models_are_rows_of_the_short_table_and_few_are_columns(study_folde
     assert [re.sub(r"<[^>]+>", "", re.findall(r"<th.*?</th>", row)[0]) for row in rows[1:]] == names
     assert all(len(re.findall("<td", row)) == 1 + len(lines) for row in rows[1:])
     for line in lines:
-        assert line.title in rows[0]
+        assert html.escape(line.measure.head, quote=False) in html.unescape(rows[0])
     for i, row in enumerate(rows[1:]):
         assert all(line.cells[i].text in row for line in lines)
+    # it has more room than the text, few digits, and a shadow where it goes on
+    assert '<div class="scroll wide"' in text
+    size = read_table(tmp_path / "many").about["recipes"][names[0]]["non_embedding"]
+    assert f'<td class="number">{counted(size)}<' in rows[1]
+    assert "var(--shadow)" in text
+    assert '<div class="scroll wide"' not in few
     # every colour that the page names is one that its style sheet has
     assert {int(n) for n in re.findall(r"var\(--s(\d+)\)", text)} <= set(range(8))
     markdown = (tmp_path / "many" / "report.md").read_text()
