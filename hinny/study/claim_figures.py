@@ -29,7 +29,8 @@ def shown_by(table: Table, judged: Judged, plots: list[Plot], lines: list[Line])
     # the others show many measures, among them these
     own_plots = [plot for plot in plots if plot.id not in ("overview", "pareto") and not plot.id.startswith("sweep")]
     for what in judged.verdict.read:
-        for plot in own_plots:
+        # plots of extensions show what was before them as well
+        for plot in sorted(own_plots, key=lambda plot: plot.id.startswith("extended") != what.startswith("extended.")):
             if any(figure.what == what for figure in plot.figures):
                 return plot.id, plot.title
         if any(figure.what == what for line in lines for figure in line.figures):

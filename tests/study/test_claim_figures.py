@@ -12,6 +12,7 @@ from test_sweep_answer import figures, line
 from hinny.study.claim_figures import CHANGES, MEASURES, shown_by
 from hinny.study.claims import CLAIMS, Claim, Judged, judge
 from hinny.study.collect import Table, read_table
+from hinny.study.figures import Plot
 from hinny.study.report import every_plot, report
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR, Verdict
 from hinny.study.summary import answer, columns, counted
@@ -31,7 +32,8 @@ def varied() -> Table:
     lines = [line("Another", "", "value", {"a8": (0, 0.0), "b8": (1, 1.0)}),
              line("Attention layers", "", "attention", {
                  name: (share, share) for name, share in shares.items() if name[0] == "a"})]
-    found = [f for name, loss in (("a0", 3.6), ("a8", 3.5), ("a25", 3.55), ("b8", 3.51)) for f in figures(name, loss, 0.9)]
+    losses = {"a0": 3.6, "a8": 3.5, "a25": 3.55, "b8": 3.51}
+    found = [f for name, loss in losses.items() for f in figures(name, loss, 0.9)]
     return Table(found, {"recipes": recipes, "predicted": {}, "seeds": [1, 2], "samples": 32, "sweeps": lines})
 
 
@@ -56,6 +58,10 @@ def test_figures_that_are_in_a_table_alone_lead_to_it(study_folder: Path, text: 
     assert where("held_out_curve") == ("learning", "Learning curves")
     assert where("phonebook.exact", tested=False) is None
     assert where("no.such") is None
+    # the plots of extensions show what was before them beside it
+    before = Plot("extended_phonebook", "Extension", "", [], table.find("phonebook.exact"))
+    plots.insert(0, before)
+    assert where("phonebook.exact") == ("phonebook", "Phonebook: exact recall by length")
     extended = Table([*table.figures, fig("extended.gained", "tiny-hybrid", 0.1, 0.01)], table.about)
     one = Judged(Claim("C0", "", "", ""), Verdict(SEEN, "", ("extended.gained",)))
     assert shown_by(extended, one, plots, lines) == CHANGES
