@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hinny.study.collect import Figure, Table
+from hinny.study.colours import colour
 from hinny.study.draw import Panel, Point, Series
 from hinny.study.figures import Plot, limits, seeds_note, ticks
 from hinny.study.longer_rules import methods
@@ -12,6 +13,8 @@ from hinny.study.rules import percent
 from hinny.study.tasks import RULER_MEAN
 
 BEFORE = "before"
+METHODS = 4
+"""Colour of the first method: the model before has its own, and families have those in front of it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def sentence(table: Table) -> str:
 def _text(figure: Figure | None, form: str) -> str:
     if figure is None:
         return "–"
-    value, low, high = (form.format(number) for number in (figure.value, figure.low, figure.high))
+    value, low, high = (form.format(number).replace("-", "\N{MINUS SIGN}").replace("%", "\N{NO-BREAK SPACE}%")
+                        for number in (figure.value, figure.low, figure.high))
     return value if low == high else f"{value} ({low} to {high})"
 
 
@@ -102,9 +106,9 @@ def _plot(table: Table, name: str, title: str, what: str, axis: str, shape: dict
         lengths = dict.fromkeys(sorted(pair for pairs in at.values() for pair in pairs))
         before = [f for f in table.curve(what, recipe, axis, **shape) if f.number(axis) >= least]
         for factor, length in lengths:
-            series = [_series(BEFORE, before, axis, 0, dashed=True)] if before else []
+            series = [_series(BEFORE, before, axis, colour(table, recipe), dashed=True)] if before else []
             figures += [f for f in before if f not in figures]
-            for place, method in enumerate(at, start=1):
+            for place, method in enumerate(at, start=METHODS):
                 line = [f for f in table.curve(f"extended.{what}", recipe, axis, method=method, factor=factor, **shape)
                         if f.number(axis) >= least]
                 if line:
@@ -122,9 +126,9 @@ def _plot(table: Table, name: str, title: str, what: str, axis: str, shape: dict
     return Plot(name, title, f"{caption} {note}{seeds_note(figures)}", panels, figures)
 
 
-def _series(label: str, figures: list[Figure], axis: str, colour: int, dashed: bool = False) -> Series:
+def _series(label: str, figures: list[Figure], axis: str, place: int, dashed: bool = False) -> Series:
     points = [Point(max(1, f.number(axis)), f.value, f.low, f.high) for f in figures]
-    return Series(label, points, colour, dashed)
+    return Series(label, points, place, dashed)
 
 
 def _bounded(panels: list[list[Series]]) -> tuple[float, float]:

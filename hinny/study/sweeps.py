@@ -67,6 +67,8 @@ def _plot(table: Table, name: str, title: str, lines: Lines) -> Plot | None:
     figures = [figure for _, own in found for figure in own]
     timed = [figure for figure in figures if figure.what == "train"]
     note = seeds_note([figure for figure in figures if figure.what not in ("train", OF_SEED)] or figures)
+    if all(series.dots for panel, _ in found for series in panel.series):
+        note = note.replace("Lines are", "Points are").replace("bands run", "bars run")
     parts = [f"Higher is better, but for the loss. Each point is a model of its own. {note}"]
     if timed:
         parts.append("Bands of training speed span repeated timings of one trained model.")

@@ -39,7 +39,8 @@ def ruler_tasks_plot(table: Table) -> Plot | None:
     """Every task of RULER by itself."""
     parts = [(name, f"{name}.string_match_all") for name in RULER]
     caption = ("Each of RULER's tasks: share of the answers that the model wrote, by the length of prompt and answer; "
-               "higher is better.")
+               "higher is better. niah: a needle in a haystack; vt: variable tracking; cwe and fwe: common and "
+               "frequent words.")
     return _panels(table, "ruler_tasks", "RULER, task by task", caption, "answers written", parts, "ruler-")
 
 

@@ -9,7 +9,8 @@ import pytest
 from hinny.config import load_recipe
 from hinny.study import longer_rules
 from hinny.study.collect import Figure, Table, describe
-from hinny.study.longer_figures import extended_plots, sentence
+from hinny.study.colours import colour
+from hinny.study.longer_figures import changes, extended_plots, sentence
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 
 EXTENDED = (("30m-transformer", "plain", 4, ()), ("30m-transformer", "yarn", 4, ("rope_scaling",)),
@@ -136,3 +137,24 @@ def test_losses_more_than_a_nat_above_the_best_leave_the_frame() -> None:
         assert panel.limits is not None
         assert panel.limits[1] - panel.limits[0] <= 1.0
         assert panel.limits[0] < 3.0 < panel.limits[1]
+
+
+def test_the_model_before_has_its_own_colour_and_no_method_has_that_of_a_model() -> None:
+    figures = [losses("30m-hybrid", 3.0, 3.0), losses("30m-transformer", 3.1, 3.1),
+               *(Figure("window_loss", name, {"length": str(n)}, 3.0, 3.0, 3.0, "", 2, "c", "c", "m")
+                 for name in ("30m-hybrid", "30m-transformer") for n in (1024, 4096))]
+    made = table(*figures)
+    plot = next(one for one in extended_plots(made) if one.id == "extended_windows")
+    before = [series.colour for panel in plot.panels for series in panel.series if series.dashed]
+    after = [series.colour for panel in plot.panels for series in panel.series if not series.dashed]
+    assert before == [colour(made, "30m-transformer"), colour(made, "30m-hybrid")]
+    assert len(set(after)) == 1
+    assert after[0] > max(colour(made, name) for name in made.about["recipes"])
+
+
+def test_what_was_gained_and_lost_has_proper_signs() -> None:
+    made = table(losses("30m-hybrid", 3.0, 3.0), figure("gained", "30m-hybrid", -0.03, -0.01),
+                 figure("long_recall", "30m-hybrid", 0.5, 0.5))
+    (told,) = [change for change in changes(made) if change.recipe == "30m-hybrid"]
+    assert told.gained == "\N{MINUS SIGN}0.020 (\N{MINUS SIGN}0.030 to \N{MINUS SIGN}0.010)"
+    assert told.long_recall == "50\N{NO-BREAK SPACE}%"

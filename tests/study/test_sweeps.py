@@ -196,6 +196,7 @@ def test_values_that_are_no_numbers_stand_beside_each_other_under_their_names() 
 def test_the_title_has_what_one_line_is_and_the_axis_has_words() -> None:
     (plot,) = sweep_plots(table("value", {"placed": ["even", "first"]}, {"placed": [None, None]}))
     assert plot.title == "Varied (placed)"
+    assert "Points are means over two seeds, bars run from" in plot.caption
     assert {series.label for panel in plot.panels for series in panel.series} == {""}
     assert {panel.x for panel in plot.panels} == {"varied"}
 
