@@ -78,6 +78,19 @@ def test_heads_of_every_width_with_the_shipped_launches(p: int) -> None:
     check(values(1, 150, 1, 1, p), rows([90, 60]), {})
 
 
+def test_in_16_bits_it_rounds_no_more_than_torch() -> None:
+    given, segments = values(1, 200, 4, 2, 64), rows([70, 1, 129])
+    given = {name: v.half().double() for name, v in given.items()}
+    expected = results(definition, given, segments, torch.float64)
+    found = results(kernels.attention, given, segments, torch.float16)
+    with ops.use_backend("torch"):
+        plain = results(lambda q, k, v, segments: ops.attention(q, k, v, segments=segments), given, segments,
+                        torch.float16)
+    for name, exact in expected.items():
+        error, allowed = ((v[name] - exact).norm() / exact.norm() for v in (found, plain))
+        assert error < 1.1 * allowed < 1e-3, f"{name}: {error} against {allowed}"
+
+
 def test_rows_longer_than_what_the_bounds_take_at_once() -> None:
     lengths = [700, 400, 1, 1100, 23]
     segments = rows(lengths, lengths[::-1])
