@@ -61,6 +61,8 @@ class Series:
     """Points with their ranges, not joined."""
     muted: bool = False
     """Thin and grey, for those beside which others are to be seen."""
+    ink: bool = False
+    """In the text's colour: no model's."""
     mark: int | None = None
     """The marker's place among those of one colour; None: the colour's own."""
     shade: float = 1.0
@@ -147,13 +149,17 @@ def marker(colour: int, mark: int | None = None) -> str:
     return MARKERS[(colour + colour // len(PALETTE) if mark is None else mark) % len(MARKERS)]
 
 
+def _colour(series: Series) -> str:
+    return INK if series.ink else GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
+
+
 def _leaves(series: Series, limits: tuple[float, float] | None) -> bool:
     """Whether the line goes past the limits of y."""
     return limits is not None and not all(limits[0] <= p.value <= limits[1] for p in series.points)
 
 
 def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
-    colour = GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
+    colour = _colour(series)
     shape = None if bands or series.dashed or series.muted else marker(series.colour, series.mark)
     style: dict[str, Any] = {"color": colour, "linewidth": 1.0 if series.dashed or series.muted else 1.6,
                              "marker": shape, "markersize": 4.5, "markeredgewidth": 0, "clip_on": bands or clip,
@@ -177,7 +183,7 @@ def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:
 
 def _row(series: Series) -> Row:
     (p,) = series.points
-    return Row(series.label, PALETTE[series.colour % len(PALETTE)], marker(series.colour, series.mark), p.value, p.low,
+    return Row(series.label, _colour(series), marker(series.colour, series.mark), p.value, p.low,
                p.high)
 
 
@@ -252,7 +258,7 @@ def _labels(axes: Axes, panel: Panel, gap: float) -> None:
         ends.append((min(1.0, max(0.0, height)), series))
     ends.sort(key=lambda end: end[0])
     for (height, series), wanted in zip(ends, apart([h for h, _ in ends], gap), strict=True):
-        colour = PALETTE[series.colour % len(PALETTE)]
+        colour = _colour(series)
         axes.annotate(series.label, (1.0, height), xycoords="axes fraction", xytext=(1.06, wanted),
                       textcoords="axes fraction", color=colour, fontsize=TEXT - 0.5, va="center",
                       arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1,
@@ -268,7 +274,7 @@ def _points(axes: Axes, panel: Panel, front: list[tuple[float, float]]) -> None:
     axes.plot(*zip(*steps, strict=True), color=INK, linewidth=1.0, linestyle=(0, (4, 3)), alpha=0.6, zorder=1)
     taken, spots, scale = [], [], 72 / axes.figure.dpi
     for series in panel.series:
-        (p,), colour = series.points, GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
+        (p,), colour = series.points, _colour(series)
         low, high = p.across or (p.x, p.x)
         axes.errorbar([p.x], [p.value], xerr=[[p.x - low], [high - p.x]], yerr=[[p.value - p.low], [p.high - p.value]],
                       fmt=marker(series.colour, series.mark), color=colour, markersize=4.5 if series.muted else 6.5,
@@ -284,7 +290,7 @@ def _points(axes: Axes, panel: Panel, front: list[tuple[float, float]]) -> None:
             for a, b in pairwise(inside)]
     named = [series for series in panel.series if series.label]
     for series, (lx, ly, far) in zip(named, place(spots, taken, line, frame, TEXT - 0.5), strict=True):
-        colour = PALETTE[series.colour % len(PALETTE)]
+        colour = _colour(series)
         arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3} if far else None
         axes.annotate(series.label, (series.points[0].x, series.points[0].value), xytext=(lx, ly), color=colour,
                       textcoords="figure points", fontsize=TEXT - 0.5, ha="left", va="center", arrowprops=arrow)

@@ -14,8 +14,6 @@ from hinny.study.rules import percent
 from hinny.study.speed_rules import predicted_pair
 
 FORMS = {"standard": "Standard: question last", "reversed": "Reversed: question first"}
-CHANCE = 6
-"""Colour of chance levels."""
 LEVEL = ", both axes logarithmic. A level line does not grow with the context."
 
 
@@ -159,7 +157,7 @@ def _digits(table: Table) -> Plot | None:
             means = {x: [p.value for p in chance if p.x == x] for x in sorted({p.x for p in chance})}
             line = [Point(x, m, m, m) for x, values in means.items() for m in [sum(values) / len(values)]]
             panels.append(Panel(title, "prompt, tokens", "digits right in wrong numbers", [*series, Series(
-                "chance", line, CHANCE, dashed=True)], log_x=True, limits=(-0.03, 1.03), mark=trained(table),
+                "chance", line, 0, dashed=True, ink=True)], log_x=True, limits=(-0.03, 1.03), mark=trained(table),
                 format_y=percent, ticks=ticks(series), higher=True))
     if not panels:
         return None

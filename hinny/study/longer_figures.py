@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hinny.study.collect import Figure, Table
-from hinny.study.colours import colour
 from hinny.study.draw import Panel, Point, Series
 from hinny.study.figures import Plot, limits, seeds_note, ticks
 from hinny.study.longer_rules import methods
@@ -14,7 +13,7 @@ from hinny.study.tasks import RULER_MEAN
 
 BEFORE = "before"
 METHODS = 4
-"""Colour of the first method: the model before has its own, and families have those in front of it."""
+"""Colour of the first method: behind those that four families have."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +100,21 @@ def _plot(table: Table, name: str, title: str, what: str, axis: str, shape: dict
           y: str, *, share: bool = False, least: int = 0) -> Plot | None:
     parts: list[tuple[str, int, list[Series]]] = []
     figures: list[Figure] = []
+    # a method has one colour in all panels
+    every = dict.fromkeys(method for recipe in table.about["recipes"] for method in methods(table, recipe))
+    colours = {method: METHODS + place for place, method in enumerate(every)}
     for recipe in table.about["recipes"]:
         at = methods(table, recipe)
         lengths = dict.fromkeys(sorted(pair for pairs in at.values() for pair in pairs))
         before = [f for f in table.curve(what, recipe, axis, **shape) if f.number(axis) >= least]
         for factor, length in lengths:
-            series = [_series(BEFORE, before, axis, colour(table, recipe), dashed=True)] if before else []
+            series = [replace(_series(BEFORE, before, axis, 0), dashed=True, ink=True)] if before else []
             figures += [f for f in before if f not in figures]
-            for place, method in enumerate(at, start=METHODS):
+            for method in at:
                 line = [f for f in table.curve(f"extended.{what}", recipe, axis, method=method, factor=factor, **shape)
                         if f.number(axis) >= least]
                 if line:
-                    series.append(_series(method, line, axis, place))
+                    series.append(_series(method, line, axis, colours[method]))
                     figures += line
             if len(series) > 1:
                 parts.append((f"{table.label(recipe)} to {length:,}", length, series))
@@ -126,9 +128,9 @@ def _plot(table: Table, name: str, title: str, what: str, axis: str, shape: dict
     return Plot(name, title, f"{caption} {note}{seeds_note(figures)}", panels, figures)
 
 
-def _series(label: str, figures: list[Figure], axis: str, place: int, dashed: bool = False) -> Series:
+def _series(label: str, figures: list[Figure], axis: str, colour: int) -> Series:
     points = [Point(max(1, f.number(axis)), f.value, f.low, f.high) for f in figures]
-    return Series(label, points, place, dashed)
+    return Series(label, points, colour)
 
 
 def _bounded(panels: list[list[Series]]) -> tuple[float, float]:

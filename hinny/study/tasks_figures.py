@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hinny.study.collect import Figure, Table
 from hinny.study.colours import drawn
 from hinny.study.draw import Panel, Point, Series
-from hinny.study.figures import CHANCE, Plot, models, seeds_note, ticks
+from hinny.study.figures import Plot, models, seeds_note, ticks
 from hinny.study.rules import percent
 from hinny.study.tasks import CHOICE, RECALL, RULER, RULER_MEAN
 
@@ -65,7 +65,7 @@ def choice_plot(table: Table) -> Plot | None:
             series.append(drawn(table, name, points))
     ends = [Point(x, CHANCE_LEVEL, CHANCE_LEVEL, CHANCE_LEVEL) for x in (min(places.values()) - 0.25,
                                                                        max(places.values()) + 0.25)]
-    series.append(Series("chance", ends, CHANCE, dashed=True))
+    series.append(Series("chance", ends, 0, dashed=True, ink=True))
     forms = {place: FORMS[name] for name, place in places.items()}
     figures = [f for name in asked for f in table.find(f"{name}.acc")]
     caption = ("The same questions of four choices, half lookups and half sums, in MMLU's forms: the choices are shown "

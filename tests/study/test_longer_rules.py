@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hinny.config import load_recipe
 from hinny.study import longer_rules
 from hinny.study.collect import Figure, Table, describe
 from hinny.study.colours import colour
+from hinny.study.draw import INK, draw
 from hinny.study.longer_figures import changes, extended_plots, sentence
 from hinny.study.rules import NOT_SEEN, SEEN, UNCLEAR
 
@@ -139,17 +141,21 @@ def test_losses_more_than_a_nat_above_the_best_leave_the_frame() -> None:
         assert panel.limits[0] < 3.0 < panel.limits[1]
 
 
-def test_the_model_before_has_its_own_colour_and_no_method_has_that_of_a_model() -> None:
+def test_the_model_before_is_in_ink_and_a_method_has_one_colour_that_is_no_models() -> None:
     figures = [losses("30m-hybrid", 3.0, 3.0), losses("30m-transformer", 3.1, 3.1),
+               losses("30m-transformer", 3.1, 3.1, method="yarn"),
                *(Figure("window_loss", name, {"length": str(n)}, 3.0, 3.0, 3.0, "", 2, "c", "c", "m")
                  for name in ("30m-hybrid", "30m-transformer") for n in (1024, 4096))]
-    made = table(*figures)
+    made = table(*figures, extended=(EXTENDED[1], EXTENDED[0], EXTENDED[2]))
     plot = next(one for one in extended_plots(made) if one.id == "extended_windows")
-    before = [series.colour for panel in plot.panels for series in panel.series if series.dashed]
-    after = [series.colour for panel in plot.panels for series in panel.series if not series.dashed]
-    assert before == [colour(made, "30m-transformer"), colour(made, "30m-hybrid")]
-    assert len(set(after)) == 1
-    assert after[0] > max(colour(made, name) for name in made.about["recipes"])
+    drawn = [series for panel in plot.panels for series in panel.series]
+    assert {series.label for series in drawn if series.ink and series.dashed} == {"before"}
+    after = {(series.label, series.colour) for series in drawn if not series.ink}
+    assert sorted(label for label, _ in after) == ["plain", "yarn"]
+    assert min(place for _, place in after) > max(colour(made, name) for name in made.about["recipes"])
+    first = draw(plot.panels[0])
+    assert re.search(rf'stroke: {INK}[^"]*stroke-dasharray', first) or re.search(
+        rf'stroke-dasharray[^"]*stroke: {INK}', first)
 
 
 def test_what_was_gained_and_lost_has_proper_signs() -> None:
