@@ -34,7 +34,7 @@ def split(table: Table, plot: Plot) -> Plot:
         return replace(plot, panels=[thinned(p) for p in plot.panels], caption=f"{plot.caption}{note}")
     panels = [part for group in groups for panel in plot.panels if (part := _part(panel, group)) is not None]
     what = "size" if not groups[0].shaded else "thing that is varied"
-    shades = " Of lines of one colour the paler have less of it, or come first." if groups[0].shaded else ""
+    shades = " Of lines of one colour the fainter have less of it, or come first." if groups[0].shaded else ""
     note = f" A panel for each {what}; those of one measure have the same axes.{shades}"
     return replace(plot, panels=panels, caption=f"{plot.caption}{note}")
 
