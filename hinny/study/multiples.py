@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 from hinny.study.collect import Table
 from hinny.study.draw import Panel, Series, short
 from hinny.study.figures import Plot, limits
+from hinny.study.rules import percent
 
 MANY = 6
 """Lines up to which one panel shows each in colour, with its name."""
 KEPT = 3
+SHARES = ("attention", "mlp")
+LOGARITHMIC = ("parameters", "flops")
+"""What an axis of a plot of what is varied may be: shares of layers, sizes."""
 LEAST_SHADE = 0.35
 """How strong the first of several lines of one colour is; the last is 1."""
 
@@ -63,9 +67,9 @@ def lower(title: str) -> str:
 
 def value_of(axis: str, member: dict[str, object]) -> str:
     """What is varied in a model, in few characters."""
-    if axis in ("attention", "mlp"):
-        return f"{round(100 * float(str(member['x'])))}\N{NO-BREAK SPACE}%"
-    return short(float(str(member["x"]))) if axis in ("parameters", "flops") else str(member["value"])
+    if axis in SHARES:
+        return percent(float(str(member["x"])))
+    return short(float(str(member["x"]))) if axis in LOGARITHMIC else str(member["value"])
 
 
 def _size(table: Table, names: list[str]) -> str:

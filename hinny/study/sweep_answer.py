@@ -12,13 +12,13 @@ from hinny.study.collect import Figure, Table
 from hinny.study.colours import line_colour
 from hinny.study.draw import Panel, short
 from hinny.study.figures import Plot, seeds_note
-from hinny.study.multiples import lower, value_of
+from hinny.study.multiples import LOGARITHMIC, SHARES, lower, value_of
 from hinny.study.overview import PANELS, TILES, Tile
 from hinny.study.rules import FAILED
 from hinny.study.scaling import fits
 from hinny.study.scaling_table import signed
 from hinny.study.summary import Score, book, leaders, mean
-from hinny.study.sweeps import LOGARITHMIC, SHARES, Lines, axis_note, panels, swept, titled
+from hinny.study.sweeps import Lines, axis_note, panels, swept, titled
 
 CLAUSES = 2
 UNITS = {"parameters": "parameters", "flops": "FLOP"}

@@ -11,7 +11,7 @@ from hinny.study.collect import Figure, Table
 from hinny.study.colours import line_colour
 from hinny.study.draw import Panel, Point, Series
 from hinny.study.figures import Plot, limits, seeds_note
-from hinny.study.multiples import lower
+from hinny.study.multiples import LOGARITHMIC, SHARES, lower
 from hinny.study.rules import percent
 from hinny.study.scaling import Fit, band, fits
 from hinny.study.scaling_table import NOTE, fitted
@@ -19,8 +19,6 @@ from hinny.study.summary import book, mean, trained_length
 
 AXES = {"attention": "attention layers, share of all", "mlp": "MLP layers, share of all",
         "parameters": "parameters without embeddings", "flops": "FLOPs of the training"}
-SHARES = ("attention", "mlp")
-LOGARITHMIC = ("parameters", "flops")
 OF_SEED = "held_out_loss_of_seed"
 """What laws are fitted to: one figure for each seed."""
 LINEAR = 0.04

@@ -179,7 +179,7 @@ def attention_backward_keys(
     q, k, v, dy, begin, end, level, delta, dk, dv, t, heads, groups, scale, P: tl.constexpr, QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """The forward's inputs, dy as q, end (b t), level and delta (b heads t) → dk, dv as k. QUERIES divides KEYS."""
+    """The forward's inputs, dy as q, end (b t), level and delta (b heads t) → dk, dv as k."""
     first = tl.program_id(0) * KEYS
     group, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     share = heads // groups
