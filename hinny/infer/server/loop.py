@@ -149,6 +149,8 @@ class Loop:
             if order is None:
                 return False
             order()
+            # a request that was given up would else be kept while the next order is waited for
+            del order
             self.stats = self.core.stats()
         return True
 
