@@ -7,7 +7,8 @@ attention), in the activations' type, of `width` bytes, unless said. A tensor th
                   what the norm gives, saved by the projections                                d
     MLP           what up (and gate) give; the activation's result, saved by down              f (2 f); f
     attention     q (rotated), k, v, the result; the log-sum-exp, float32                      2 q + kv; h
-                  packed documents: the mask as numbers (b t t), k and v for every query head
+                  packed documents: each token's first and last, int32, and RoPE's angles, float32; where the kernels
+                  for them do not take the heads, the mask as numbers (b t t), k and v for every query head
                   context parallelism: k and v of all ranks; the results of two chunks, and joined        q more
     Mamba-2       z and x, B, C, dt before the convolutions; x, B, C after them; y; the gated norm's result
                                                                                                5 di + 4 g n + h
@@ -37,6 +38,9 @@ SCAN_PROGRAMS = 4224
 SCAN_SHORTEST = 64
 """Of the scan's kernels: tokens between the states of its backward, channels of a program, most bytes of such states,
 programs that it aims at, and the shortest span (hinny.ops.kernels.launch, sm90)."""
+
+PACKED_HEADS = (16, 32, 64, 128)
+"""Widths of heads that the kernels for attention within packed documents take."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,21 @@ def _attention(model: ModelConfig, share: Share) -> LayerBytes:
     q, kv = heads * c.head_dim, 2 * c.n_kv_heads * c.head_dim // share.tensor
     shared = c.n_kv_heads != c.n_heads
     whole = share.length * share.context
+    kernels = share.packed and share.context == 1 and share.width == 2 and c.head_dim in PACKED_HEADS
+    masked = share.packed and not kernels
     # every rank of `context` reads the keys and values of all
-    keys = (2 * q if shared and share.packed else kv) * share.context
+    keys = (2 * q if shared and masked else kv) * share.context
     # each chunk's result, kept by its attention, and both as one, kept by the projection
     results = q if share.context == 1 else 2 * q
     extra = 4 * heads * share.tokens
-    if share.packed:
+    if masked:
         extra += share.width * share.tokens * whole
+    elif kernels:
+        extra += 8 * share.tokens
+    if share.packed and c.positions == "rope":
+        extra += 8 * c.rope_dim * share.tokens
     # gradients of the result, of q, k and v (of every query head's first), and q's in float32 as they are summed
-    made = share.width * (2 * q + keys + (2 * q if shared else 0)) + 4 * (q + heads)
+    made = share.width * (2 * q + keys + (2 * q if shared and not kernels else 0)) + 4 * ((not kernels) * q + heads)
     return _layer(share, model, inside=q + results + keys, dropped=0, working=share.tokens * made, extra=extra,
                   matrices=counts.layer(model, "*").parameters, largest=d * c.n_heads * c.head_dim)
 

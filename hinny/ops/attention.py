@@ -30,14 +30,14 @@ def attention(
     Lengths and segments exclude each other, and the numbers in lengths are checked on the CPU alone.
     Returns y (b t h p) in q's dtype.
     With segments a mask (b t s) of booleans is made, with lengths (b t*h/g s); none on a GPU in bfloat16 or float16
-    without them, nor with lengths where no gradient is recorded. Raises ValueError for shapes that do not fit.
-    Where "triton" is asked for by name, kernels of ours take segments in these types without a mask, if there are as
-    many queries as keys and p is 16, 32, 64 or 128; "auto" leaves them out until they have been checked on a GPU.
+    without them, nor with lengths where no gradient is recorded, nor with segments where kernels of ours take them:
+    in these types, with as many queries as keys and p of 16, 32, 64 or 128.
+    Raises ValueError for shapes that do not fit.
     """
     if backend.asked() == "reference":
         return attention_reference(q, k, v, segments=segments, lengths=lengths)
     _check(q, k, v, segments, lengths)
-    if segments is not None and backend.asked() == "triton" and backend.chosen(q) == "triton":
+    if segments is not None and backend.chosen(q) == "triton":
         from hinny.ops.kernels import attention as kernels  # here alone: Triton is imported where it runs
 
         if kernels.takes(q, k):

@@ -141,13 +141,13 @@ def test_states_are_sixteen_bytes_a_parameter_shared_by_the_shards() -> None:
         assert states == pytest.approx(16 * total / shards, abs=16 * shards)
 
 
-def test_the_first_pass_of_a_step_has_no_gradients_unless_it_is_recorded() -> None:
+def test_the_only_pass_of_a_step_has_no_gradients_before_it() -> None:
     model = _recipe().model
     single, several, recorded = (phases(model, memory.plan(_recipe(*changes))) for changes in (
         ["train.micro_batch_size=16"], ["train.micro_batch_size=8"],
         ["train.micro_batch_size=16", "train.cuda_graphs=true"]))
-    assert single["loss"]["gradients"] == 0
-    assert several["loss"]["gradients"] == recorded["loss"]["gradients"] == 4 * counts.parameters(model).total
+    assert single["loss"]["gradients"] == recorded["loss"]["gradients"] == 0
+    assert several["loss"]["gradients"] == 4 * counts.parameters(model).total
 
 
 def test_tensor_context_and_pipeline_divide_what_a_rank_keeps() -> None:
@@ -173,10 +173,30 @@ def test_recomputation_of_some_kinds_lies_between_none_and_all() -> None:
     assert of("full") < of("selective") < of("")
 
 
-def test_packed_documents_cost_attention_its_mask() -> None:
+@pytest.mark.parametrize("recipe", ["840m-transformer", "840m-hybrid"])
+def test_attention_of_packed_documents_keeps_no_mask_where_kernels_take_its_heads(
+        recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(recipe, "*")
+    of = LAYER_BYTES["*"](model, Share(B, T, packed=True))
+    with kernels_on_fake_tensors(monkeypatch):
+        block = Objective(Model(model)).model.blocks[0]
+        x = torch.zeros(B, T, model.d_model, dtype=torch.bfloat16, requires_grad=True)
+        segments = torch.zeros(B, T, dtype=torch.int32)
+        with _autocast(), Live() as live:
+            y = block(x * 1, None, segments)
+            found = live.settle() - y.nbytes
+    assert found == pytest.approx(of.kept + 2 * of.matrices, rel=0.01)
+
+
+def test_packed_documents_cost_attention_its_mask_where_no_kernel_takes_its_heads() -> None:
     model, tokens = _model("840m-transformer", "*"), B * T
-    plain, packed = (LAYER_BYTES["*"](model, Share(B, T, packed=packed)).kept for packed in (False, True))
-    assert packed - plain == 2 * tokens * T
+    c = model.attention
+    assert c is not None
+    for changes, width in (({}, 4), ({"head_dim": 96}, 2)):
+        other = model.model_copy(update={"attention": c.model_copy(update={"positions": "none"} | changes)})
+        plain, packed = (LAYER_BYTES["*"](other, Share(B, T, width=width, packed=packed)).kept
+                         for packed in (False, True))
+        assert packed - plain == width * tokens * T
 
 
 def test_attention_of_one_of_four_context_ranks_keeps_all_keys_and_its_results_twice(

@@ -141,7 +141,7 @@ def test_the_operator_keeps_to_its_schema_and_can_be_traced() -> None:
             assert torch.equal(a, e)
 
 
-def test_the_op_takes_it_where_kernels_are_asked_for_by_name_and_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_op_takes_it_where_kernels_run_and_take_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[torch.dtype] = []
     monkeypatch.setattr(kernels, "attention", lambda q, k, v, segments: taken.append(q.dtype) or q)
     segments = rows([3, 5], [8])
@@ -152,4 +152,4 @@ def test_the_op_takes_it_where_kernels_are_asked_for_by_name_and_can_run(monkeyp
             ops.attention(q, k, v, segments=segments)
             ops.attention(q, k, v)
             ops.attention(q[:, 3:], k, v, segments=segments)
-    assert taken == [torch.bfloat16]
+    assert taken == [torch.bfloat16, torch.bfloat16]
