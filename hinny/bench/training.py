@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from hinny import counts, memory, predict
 from hinny.bench.clock import in_turn, median_range
@@ -22,10 +21,12 @@ from hinny.bench.gpu_clock import measure_roofs
 from hinny.bench.kernel_cases.case import shape_text
 from hinny.bench.kernel_table import merge_rows, read_rows
 from hinny.bench.peers import on_kernels, transformers_twin
+from hinny.bench.training_peer import Timed, check_logits, time_twin, twin_step
 from hinny.bench.training_table import key, options_of, render_training
 from hinny.config import Recipe, load_recipe
+from hinny.data.ahead import Ahead
 from hinny.data.mix import Batch, Stream
-from hinny.errors import BackendError, ConfigError
+from hinny.errors import ConfigError
 from hinny.model import Model
 from hinny.parallel.initial import init_weights
 from hinny.parallel.mesh import Mesh
@@ -34,12 +35,6 @@ from hinny.train.build import build
 from hinny.train.optim import make_optimizer
 from hinny.train.processes import joined
 from hinny.train.step import Stepper
-
-TOLERANCE = 1e-3
-"""Largest difference of logits between the peers, both fp32: they sum in another order."""
-
-TOLERANCE_BF16 = 0.03
-"""The same between two mean losses in bf16, whose kernels round in different places."""
 
 WARM_UP = 2
 
@@ -104,15 +99,6 @@ def bench_train(recipe: str, *, steps: int = 5, batch: int | None = None, micro_
     return rows
 
 
-@dataclass(frozen=True)
-class _Timed:
-    """Seconds of each step, its losses, and the most bytes that PyTorch's allocator held."""
-
-    seconds: list[float]
-    losses: list[float]
-    peak_memory: int
-
-
 class _Ours:
     """Our training, without checkpoints and records."""
 
@@ -144,22 +130,21 @@ class _Ours:
         self._done += 1
         return done.loss
 
-    def timed(self, steps: int) -> _Timed:
-        """`steps` steps behind the first ones."""
+    def timed(self, steps: int) -> Timed:
+        """`steps` steps behind the first ones, each begun while the one before it runs, as in training."""
         losses = [self.step() for _ in range(WARM_UP)]
-        seconds = []
-        for _ in range(steps):
-            start = time.perf_counter()
-            losses.append(self.step())  # its loss is read from the GPU: the step is over
-            _wait(self.device)
-            seconds.append(time.perf_counter() - start)
+        ends = []
+        first, last = self._done, self._done + steps + 1
+        with Ahead(self.batch, first, last + 1) as batches:
+            before = self.stepper.begin(first, batches.get(first))
+            for step in range(first + 1, last + 1):
+                begun = self.stepper.begin(step, batches.get(step))
+                losses.append(before.result().loss)
+                ends.append(time.perf_counter())
+                before = begun
+            losses.append(before.result().loss)
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        return _Timed(seconds, losses, peak)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        return Timed([end - start for start, end in pairwise(ends)], losses, peak)
 
 
 def _resized(recipe: Recipe, mesh: Mesh, steps: int, batch: int | None, micro_batches: int, length: int | None,
@@ -168,7 +153,7 @@ def _resized(recipe: Recipe, mesh: Mesh, steps: int, batch: int | None, micro_ba
     micro = recipe.train.micro_batch_size if batch is None else batch
     train = recipe.train.model_copy(update={
         "micro_batch_size": micro, "batch_size": micro * micro_batches * mesh.size("replicate", "shard"),
-        "steps": steps + WARM_UP, "seq_len": recipe.train.seq_len if length is None else length,
+        "steps": WARM_UP + steps + 2, "seq_len": recipe.train.seq_len if length is None else length,
         "precision": precision})
     # the whole run at one rate: its first steps are those that are timed
     optim = recipe.optim.model_copy(update={"schedule": "constant", "warmup_samples": 0, "min_lr": None,
@@ -176,8 +161,8 @@ def _resized(recipe: Recipe, mesh: Mesh, steps: int, batch: int | None, micro_ba
     return recipe.model_copy(update={"train": train, "optim": optim})
 
 
-def _rows(recipe: Recipe, mesh: Mesh, device: torch.device, found: _Timed, data: str | None,
-          peer: tuple[str, _Timed] | None) -> list[dict[str, Any]]:
+def _rows(recipe: Recipe, mesh: Mesh, device: torch.device, found: Timed, data: str | None,
+          peer: tuple[str, Timed] | None) -> list[dict[str, Any]]:
     """Tokens/s; on a GPU also mfu and memory."""
     train = recipe.train
     tokens = train.batch_size * train.seq_len
@@ -231,18 +216,18 @@ def _beside_on_cpu(ours: _Ours, steps: int, data: str | None) -> list[dict[str, 
     _check_same_work(batch)
     tokens = torch.from_numpy(np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1))
     twin = transformers_twin(model)
-    _check(model, twin, tokens)
-    seconds = in_turn([ours.step, _twin_step(twin, tokens)], repeats=steps)
-    peer = (f"transformers {version('transformers')} {type(twin).__name__}", _Timed(seconds[1], [], 0))
-    return _rows(ours.recipe, ours.mesh, ours.device, _Timed(seconds[0], [], 0), data, peer)
+    check_logits(model, twin, tokens)
+    seconds = in_turn([ours.step, twin_step(twin, tokens)], repeats=steps)
+    peer = (f"transformers {version('transformers')} {type(twin).__name__}", Timed(seconds[1], [], 0))
+    return _rows(ours.recipe, ours.mesh, ours.device, Timed(seconds[0], [], 0), data, peer)
 
 
-def _beside_on_gpu(recipe: Recipe, ours: _Ours, steps: int) -> tuple[str, _Timed]:
+def _beside_on_gpu(recipe: Recipe, ours: _Ours, steps: int) -> tuple[str, Timed]:
     """The twin behind ours, whose memory it needs: the same weights, the same loss, the same steps."""
     device = ours.device
     model = Model(recipe.model)
     model.init_weights(recipe.train.seed)
-    batches = [ours.batch(step) for step in range(steps + WARM_UP)]
+    batches = [ours.batch(step) for step in range(WARM_UP + steps + 1)]
     for batch in batches:
         _check_same_work(batch)
     ours.stepper.objective.load_state_dict({f"model.{k}": v.to(device) for k, v in model.state_dict().items()})
@@ -252,49 +237,5 @@ def _beside_on_gpu(recipe: Recipe, ours: _Ours, steps: int) -> tuple[str, _Timed
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    micro = recipe.train.micro_batch_size
-    optimizer = torch.optim.AdamW(twin.parameters(), lr=recipe.optim.lr, fused=True)
-    seconds: list[float] = []
-    losses: list[float] = []
-    for batch in batches:
-        start = time.perf_counter()
-        loss = torch.zeros((), device=device)
-        for first in range(0, len(batch.tokens), micro):
-            tokens, targets = (torch.from_numpy(part[first:first + micro]).to(device)
-                               for part in (batch.tokens, batch.targets))
-            with torch.autocast("cuda", dtype=torch.bfloat16, enabled=recipe.train.precision == "bf16"):
-                entropy = nn.functional.cross_entropy(twin(tokens).logits.flatten(0, 1), targets.flatten())
-            entropy = entropy * (len(tokens) / len(batch.tokens))
-            entropy.backward()
-            loss += entropy.detach()
-        if not losses and abs(float(loss) - expected) > TOLERANCE_BF16 * expected:
-            raise BackendError(f"{type(twin).__name__} with the same weights has loss {float(loss):.4f} where ours is "
-                               f"{expected:.4f}: nothing was timed.")
-        nn.utils.clip_grad_norm_(twin.parameters(), recipe.optim.clip or torch.inf)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss))
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return (f"transformers {version('transformers')} {type(twin).__name__}{kernels}",
-            _Timed(seconds[WARM_UP:], losses, torch.cuda.max_memory_allocated(device)))
-
-
-def _twin_step(twin: nn.Module, tokens: Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        logits = twin(tokens[:, :-1]).logits
-        nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-@torch.no_grad()
-def _check(model: Model, twin: nn.Module, tokens: Tensor) -> None:
-    ours, theirs = model(tokens[:1, :-1]), twin(tokens[:1, :-1]).logits
-    if (gap := float((ours - theirs).abs().max())) > TOLERANCE:
-        raise BackendError(f"{type(twin).__name__} with the same weights differs by {gap:.2e} in its logits, more than "
-                           f"{TOLERANCE}: nothing was timed.")
+    return f"transformers {version('transformers')} {type(twin).__name__}{kernels}", time_twin(
+        twin, batches, recipe, expected=expected, warm_up=WARM_UP, device=device)

@@ -43,8 +43,7 @@ def plan(recipe: Recipe, devices: int | None = None, shards: int | None = None) 
                 micro_batch=train.micro_batch_size,
                 micro_batches=train.batch_size // (train.micro_batch_size * ranks),
                 width=2 if train.precision == "bf16" else 4, recompute=parallel.recompute,
-                gpipe=parallel.schedule == "gpipe", packed=recipe.data.boundaries == "reset",
-                lasting_gradients=train.cuda_graphs)
+                gpipe=parallel.schedule == "gpipe", packed=recipe.data.boundaries == "reset")
 
 
 def training(recipe: Recipe, usable: int, devices: int | None = None) -> dict[str, Any]:

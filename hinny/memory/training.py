@@ -55,8 +55,6 @@ class Plan:
     recompute: Recompute = None
     gpipe: bool = False
     packed: bool = False
-    lasting_gradients: bool = False
-    """Whether gradients are set to zero, not given up, between steps, as CUDA graphs need it."""
     segments: int = 1
     """Of a sequence: passes that follow each other with carried states (train.segment_len)."""
 
@@ -105,7 +103,7 @@ class _Stage:
         self.weights = [-(-counts.layer(model, symbol).parameters // tensor) + norm for symbol in symbols]
         self.matrices = self.words * self.d * (self.first + self.last - (self.first and self.last and self.tied))
         self.parameters = sum(self.weights) + self.matrices + norm * self.last
-        self.before = plan.micro_batches * plan.segments > 1 or plan.lasting_gradients
+        self.before = plan.micro_batches * plan.segments > 1
         self.carried = self._carried(model) if plan.segments > 1 else 0
 
     def phases(self) -> Iterator[tuple[str, dict[str, int]]]:

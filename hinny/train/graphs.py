@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Losses = tuple[Tensor, Tensor]
 """The cross-entropy of counted targets, without the z-loss, and the z-loss."""
@@ -15,12 +15,14 @@ class Replayed:
     """`run(*inputs)`, which adds to gradients and returns losses, as a replay.
 
     The first call records, so `run` must have run before, with kernels compiled and gradients there; every later one
-    must have inputs of the same shapes. The results are overwritten by the next call. Gradients are zeroed, never
-    dropped, between steps: the graph adds to the memory that it was recorded with.
+    must have inputs of the same shapes. The results are overwritten by the next call. Gradients are never dropped
+    between steps: the graph writes to the memory that it was recorded with.
+    renewed: parameters whose gradients are what one call gives; the caller zeroes the others', and calls add to them.
     """
 
-    def __init__(self, run: Callable[..., Losses]) -> None:
+    def __init__(self, run: Callable[..., Losses], renewed: Sequence[nn.Parameter] = ()) -> None:
         self._run = run
+        self._renewed = renewed
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor | None] = []
         self._outputs: Losses
@@ -39,6 +41,9 @@ class Replayed:
 
     def _record(self, inputs: Sequence[Tensor | None]) -> torch.cuda.CUDAGraph:
         self._inputs = [None if given is None else given.clone() for given in inputs]
+        for parameter in self._renewed:
+            # without one to add to, the backward's own tensor becomes the gradient
+            parameter.grad = None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._outputs = self._run(*self._inputs)

@@ -28,7 +28,7 @@ from hinny.train.interrupt import Interrupt
 from hinny.train.metrics import Meter, peak_memory, seconds_at_peak
 from hinny.train.optim import make_optimizer
 from hinny.train.processes import Together
-from hinny.train.step import Step, Stepper
+from hinny.train.step import Begun, Step, Stepper
 from hinny.train.trace import Trace
 from hinny.train.writers import Writer
 
@@ -66,6 +66,8 @@ class Session:
             init_weights(objective, config.seed)
         self.held_out = HeldOut(recipe, self.mesh) if config.eval_every is not None else None
         self.step = 0 if meta is None else int(meta["step"])
+        self._begun: Begun | None = None
+        self._done: Step | None = None
         at_peak = seconds_at_peak(recipe, accelerator)
         self.meter = Meter(tokens_per_step=config.batch_size * config.seq_len, steps=config.steps,
                            seconds=0.0 if meta is None else meta["seconds"],
@@ -137,17 +139,19 @@ class Session:
             stop = self._agree(interrupt)
             while self.step < config.steps and not stop:
                 with trace.step(self.step + 1):
-                    done = self._timed_step(batches)
+                    self._timed_step(batches)
                 last = self.step == config.steps
-                self._write(done, last=last)
+                assert self._done is not None
+                self._write(self._done, last=last)
                 if self.step % config.save_every == 0 or last:
                     self._save()
                 if progress is not None:
-                    progress({"step": self.step, "steps": config.steps, "loss": done.loss,
+                    progress({"step": self.step, "steps": config.steps, "loss": self._done.loss,
                               **self.meter.speed(), "seconds_left": self.meter.seconds_left(self.step),
                               **peak_memory(self.device)})
                 stop = self._agree(interrupt)
             if 0 < self.step < config.steps:
+                self._finish()
                 self._save()
         if 0 < self.step < config.steps:
             log.info("saved at step %d; run the same command to go on.", self.step)
@@ -164,17 +168,39 @@ class Session:
         first = self.mesh.index("replicate", "shard") * rows
         return self.stream.batch(step, range(first, first + rows))
 
-    def _timed_step(self, batches: Ahead[Batch]) -> Step:
+    def _timed_step(self, batches: Ahead[Batch]) -> None:
+        """Begin a step and wait for the one before it, so that a GPU always has one to go on with; where something is
+        made of this one's numbers or weights, wait for it too.
+        """
         start = time.perf_counter()
         batch = batches.get(self.step)
         waited = time.perf_counter() - start
         try:
-            done = self.stepper.step(self.step, batch)
+            begun = self.stepper.begin(self.step, batch)
         except TrainingError as fault:
             raise self._ended(str(fault)) from None
+        self._finish()
+        self._begun = begun
         self.step += 1
+        if self._is_needed():
+            self._finish()
         self.meter.add(time.perf_counter() - start, waited)
-        return done
+
+    def _is_needed(self) -> bool:
+        """Whether the step just begun is recorded, asked or saved, or is the first that progress can tell of."""
+        config = self.recipe.train
+        often = [config.log_every, config.save_every, *([config.eval_every] if config.eval_every else [])]
+        return (self.step == config.steps or any(self.step % every == 0 for every in often)
+                or config.log_seconds is not None or self._done is None)
+
+    def _finish(self) -> None:
+        """Wait for the step that was begun last, if nobody has."""
+        begun, self._begun = self._begun, None
+        try:
+            if begun is not None:
+                self._done = begun.result()
+        except TrainingError as fault:
+            raise self._ended(str(fault)) from None
 
     def _ended(self, fault: str) -> TrainingError:
         """The error that ends the training, with the checkpoint to go back to."""
@@ -190,7 +216,7 @@ class Session:
         return self.step * self.meter.tokens_per_step
 
     def _write(self, done: Step, *, last: bool) -> None:
-        """The records of this step, if it has any."""
+        """The records of this step, if it has any; then `done` is what it did."""
         config = self.recipe.train
         late = config.log_seconds is not None and time.monotonic() - self._recorded >= config.log_seconds
         if config.log_seconds is not None:

@@ -39,9 +39,40 @@ class Step:
     z_loss: float | None = None
 
 
+class Begun:
+    """A step that is on its way; `result` waits for it. On a GPU that is what lets the next one be launched meanwhile.
+    """
+
+    def __init__(self, index: int, batch: Batch, lr: float, z_loss: bool, numbers: Tensor, spoiled: Tensor) -> None:
+        self._index, self._batch, self._lr, self._z_loss, self._spoiled = index, batch, lr, z_loss, spoiled
+        self._numbers, self._copied = numbers, None
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def result(self) -> Step:
+        """What the step did. Raises TrainingError if it was not finite, or followed one that was not and of which
+        nobody had been told: then it changed no weight, and the steps begun from now on do again.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        loss, z_loss, norm, spoiled = self._numbers.tolist()
+        if spoiled:
+            self._spoiled.zero_()
+            why = (f"the loss is {loss} and the gradient's norm {norm}"
+                   if not (math.isfinite(loss) and math.isfinite(norm)) else "the step before it was not finite")
+            raise TrainingError(f"step {self._index + 1}: {why}. The step was not applied. Its batch: "
+                                f"{self._batch.describe()}.")
+        return Step(loss=loss, lr=self._lr, grad_norm=norm, z_loss=z_loss if self._z_loss else None)
+
+
 class Stepper:
     """Applies steps of `recipe` to `objective` and `optimizer`, both in place.
 
+    The optimizer is one of PyTorch's fused ones: a flag on the device, which is set by the first step that is not
+    finite, keeps it from changing anything, so nothing waits for the loss.
     With a mesh of several processes each gives the rows of the batch that are its own, and all make the same step.
     """
 
@@ -54,29 +85,40 @@ class Stepper:
         self.mesh = single() if mesh is None else mesh
         self.pipeline = pipeline
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
-        self._replayed = Replayed(self._forward_backward) if recipe.train.cuda_graphs else None
+        train = recipe.train
+        self._renewed = train.cuda_graphs and train.micro_batch_size == train.batch_size and train.segment_len is None
+        self._replayed = (Replayed(self._forward_backward, self.parameters if self._renewed else ())
+                          if train.cuda_graphs else None)
         self._warm = False
+        self._spoiled = torch.zeros((), device=device)
 
     def step(self, index: int, batch: Batch) -> Step:
         """Step number `index`, counted from 0. Raises TrainingError, and changes no weight, if it is not finite."""
+        return self.begin(index, batch).result()
+
+    def begin(self, index: int, batch: Batch) -> Begun:
+        """Launch step number `index`, counted from 0; a step that is not finite changes no weight, nor does any begun
+        before its `result` was asked for. Raises TrainingError if no target of the batch counts.
+        """
         config = self.recipe.optim
         size = self.recipe.train.batch_size
         lr = learning_rate(config, (index + 1) * size, self.recipe.train.steps * size)
-        self.optimizer.zero_grad(set_to_none=not self.recipe.train.cuda_graphs)
+        if not (self._renewed and self._warm):
+            self.optimizer.zero_grad(set_to_none=not self.recipe.train.cuda_graphs)
         loss, z_loss = self.accumulate(batch)
         norm = total_norm(self.parameters, self.mesh)
-        done = Step(loss=loss.item(), lr=lr, grad_norm=norm.item(),
-                    z_loss=None if config.z_loss is None else z_loss.item())
-        if not (math.isfinite(done.loss) and math.isfinite(done.grad_norm)):
-            raise TrainingError(f"step {index + 1}: the loss is {done.loss} and the gradient's norm {done.grad_norm}. "
-                                f"The step was not applied. Its batch: {batch.describe()}.")
+        finite = loss.isfinite() & norm.isfinite()
+        torch.maximum(self._spoiled, (~finite).float(), out=self._spoiled)
+        begun = Begun(index, batch, lr, config.z_loss is not None,
+                      torch.stack([loss, z_loss, norm.to(loss.dtype), self._spoiled]), self._spoiled)
         if config.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, config.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.optimizer.found_inf = self._spoiled  # type: ignore[attr-defined]  # as torch.amp's scaler tells it
         self.optimizer.step()
         self._warm = True
-        return done
+        return begun
 
     def accumulate(self, batch: Batch) -> Losses:
         """Add the gradient of the batch's mean loss to the parameters; returns the cross-entropy and the z-loss in it,

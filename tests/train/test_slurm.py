@@ -61,14 +61,14 @@ kill -TERM $(cat "$STUB/tasks")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_training_that_is_told_to_stop_saves_and_ends_with_status_130(recipe_of, data, tmp_path, monkeypatch, number):
     (tmp_path / "tiny.toml").write_text(to_toml(recipe_of("-")))
-    step = Stepper.step
+    begin = Stepper.begin
 
     def signalled(self, index, batch):
         if index == 1:
             os.kill(os.getpid(), number)
-        return step(self, index, batch)
+        return begin(self, index, batch)
 
-    monkeypatch.setattr(Stepper, "step", signalled)
+    monkeypatch.setattr(Stepper, "begin", signalled)
     monkeypatch.setattr(sys, "argv", ["hinny", "train", str(tmp_path / "tiny.toml"), "--data", data,
                                       "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as end:

@@ -121,3 +121,33 @@ def test_a_batch_without_a_counted_target_is_refused(recipe_of, data):
     batch.mask[:] = np.False_
     with pytest.raises(TrainingError, match="no target"):
         ours.step(0, batch)
+
+
+def test_what_is_begun_behind_a_step_that_is_not_finite_changes_no_weight_until_it_is_told(recipe_of, data, monkeypatch):
+    ours, theirs = (stepper(recipe_of("*-")) for _ in range(2))
+    batches = [batch_of(ours.recipe, data, step) for step in range(4)]
+    for each in (ours, theirs):
+        each.step(0, batches[0])
+    held = [{**theirs.optimizer.state_dict()["state"]}, [p.detach().clone() for p in theirs.parameters]]
+    accumulate = ours.accumulate
+
+    def spoiled(batch):
+        loss, z_loss = accumulate(batch)
+        return loss * torch.nan, z_loss
+
+    monkeypatch.setattr(ours, "accumulate", spoiled)
+    bad = ours.begin(1, batches[1])
+    monkeypatch.undo()
+    behind = ours.begin(2, batches[2])
+    for begun, number, why in ((bad, 2, "the loss is nan"), (behind, 3, "the step before it was not finite")):
+        with pytest.raises(TrainingError, match=rf"step {number}: {why}.* not applied") as caught:
+            begun.result()
+        assert batches[number - 1].describe() in str(caught.value)
+    for mine, other in zip(ours.parameters, held[1], strict=True):
+        assert torch.equal(mine, other)
+    for mine, other in zip(ours.optimizer.state_dict()["state"].values(), held[0].values(), strict=True):
+        assert all(torch.equal(mine[name], other[name]) for name in other)
+    # told of it, it goes on as if neither had been
+    assert ours.step(3, batches[3]) == theirs.step(3, batches[3])
+    for mine, other in zip(ours.parameters, theirs.parameters, strict=True):
+        assert torch.equal(mine, other)
