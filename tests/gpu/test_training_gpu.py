@@ -1,4 +1,4 @@
-"""Optimiser steps on a GPU: replayed as a CUDA graph or launched one by one, and begun before the last one has ended."""
+"""Optimiser steps on a GPU: replayed as a CUDA graph or launched one by one, and begun before the last one ended."""
 
 from __future__ import annotations
 

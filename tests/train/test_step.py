@@ -123,7 +123,7 @@ def test_a_batch_without_a_counted_target_is_refused(recipe_of, data):
         ours.step(0, batch)
 
 
-def test_what_is_begun_behind_a_step_that_is_not_finite_changes_no_weight_until_it_is_told(recipe_of, data, monkeypatch):
+def test_what_is_begun_behind_a_step_that_is_not_finite_changes_no_weight(recipe_of, data, monkeypatch):
     ours, theirs = (stepper(recipe_of("*-")) for _ in range(2))
     batches = [batch_of(ours.recipe, data, step) for step in range(4)]
     for each in (ours, theirs):
