@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hinny.ops import selective_scan, selective_scan_recurrence, selective_scan_step, use_backend
-from hinny.ops.kernels import hopper, launches
+from hinny.ops.kernels import hopper, launches, scan_fast
 
 pytestmark = pytest.mark.gpu
 SEQUENCES = ("x", "dt", "B", "C", "z")
@@ -144,13 +144,14 @@ def test_pieces_of_the_backward_equal_the_whole() -> None:
 
 
 @contextmanager
-def fast(**change: int) -> Iterator[None]:
+def fast(processors: int = 132, **change: int) -> Iterator[None]:
     """Inside, the kernels for Hopper GPUs take however few programs, and have to be launched, and no others."""
     device = torch.empty(0, device="cuda").device
     if not hopper.runs_on(device):
         pytest.skip("these kernels are for Hopper GPUs and one version of Triton")
     use = launches.find("sm90", "scan_fast_gradients") | {"ENOUGH": 1} | change
-    with use_backend("triton"), launches.trial({"scan_fast_gradients": use}) as seen:
+    with use_backend("triton"), launches.trial({"scan_fast_gradients": use}) as seen, pytest.MonkeyPatch.context() as m:
+        m.setattr(scan_fast, "processors", lambda device: processors)
         yield
     names = {kernel for kernel, _ in seen}
     assert {"scan_fast_walk", "scan_fast_gradients"} <= names
@@ -199,7 +200,7 @@ def test_hopper_kernels_in_pieces_of_rows_and_tokens_equal_the_whole_and_the_oth
         others = gradients(run, inputs)
     with fast():
         whole = gradients(run, inputs)
-    with fast(EDGE_BYTES=2 * 64 * 112 * 96 // 2, PROGRAMS=5):
+    with fast(EDGE_BYTES=2 * 64 * 112 * 96 // 2, processors=5):
         pieces = gradients(run, inputs)
     for name, v in whole.items():
         # sums in another order, rounded to bfloat16 or kept
@@ -212,7 +213,7 @@ def test_hopper_kernels_in_pieces_of_rows_and_tokens_equal_the_whole_and_the_oth
 def test_hopper_kernels_compile_into_one_graph_and_are_checkpointed() -> None:
     inputs, ids = draw(2, 100, 64, 64, dtype=torch.bfloat16), documents(2, 100, [33, 20])
     run = partial(scan, segments=ids)
-    for change in ({}, {"EDGE_BYTES": 32 * 64 * 64, "PROGRAMS": 1}):
+    for change in ({}, {"EDGE_BYTES": 32 * 64 * 64, "processors": 1}):
         with fast(**change):
             expected = gradients(run, inputs)
             compiled = gradients(torch.compile(run, backend="aot_eager", fullgraph=True), inputs)

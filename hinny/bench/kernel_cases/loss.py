@@ -9,8 +9,9 @@ from hinny.bench.kernel_cases.case import Case, Draw, Inputs, shape_text
 
 
 def cases() -> list[Case]:
-    """8192 tokens of the 8B models."""
-    return [loss_case(rows=8192, d=4096, v=256000, training=training) for training in (False, True)]
+    """8192 tokens of the 8B models, and a step of the small study's."""
+    return [*(loss_case(rows=8192, d=4096, v=256000, training=training) for training in (False, True)),
+            loss_case(rows=32768, d=768, v=8192, training=True)]
 
 
 def loss_case(*, rows: int, d: int, v: int, training: bool) -> Case:

@@ -3,7 +3,8 @@
     loss_targets    the smallest and largest target that counts, and how many count
     loss_softmax    a program has a row of a block of logits: it reads it once for the log-sum-exp, and again, from
                     the end that L2 still holds, to put the gradient in its place; with a z-loss, that one's too.
-                    What is read for the last time, and what is written, makes room for the other rows first
+                    What is read for the last time, and what is written, makes room for the other rows first.
+                    A row that one tile holds is read once: its exponentials stay in registers
 
 A block of logits, in the products' type, is the one large thing beside the gradients: LOGIT_BYTES at most, or 128
 rows. More rows are fewer blocks, and the weight's gradient (v d, float32) is read and written once a block: for as long
@@ -58,15 +59,23 @@ def loss_targets(targets, mask, found, counted, rows, R: tl.constexpr):
     tl.store(counted, tl.maximum(tl.sum(count, 0), 1))
 
 
+@triton.jit
+def _put_gradient(logits, share, at, target, counts, stride):
+    """A tile's share of the softmax minus one at the target, if the row counts, in the place of its logits."""
+    share = (share - tl.where(at == target, 1.0, 0.0)) * counts
+    tl.store(logits + at, share.to(logits.dtype.element_ty), mask=at < stride, cache_modifier=".cs")
+
+
 @triton.jit(do_not_specialize=["v"])
 def loss_softmax(
     logits, targets, mask, losses, squares, z_loss, v, stride, UNROLL: tl.constexpr, THREADS: tl.constexpr,
-    WIDTH: tl.constexpr, GRADIENT: tl.constexpr,
+    WIDTH: tl.constexpr, ONE: tl.constexpr, GRADIENT: tl.constexpr,
 ):
     """logits (i v) by rows of `stride` → losses (i); with GRADIENT, in their place softmax minus one at the target.
 
     squares (i), if given: z_loss times the square of the log-sum-exp, kept apart from losses, but in the gradient.
     A thread takes WIDTH logits that lie together, UNROLL times in a tile. It keeps a maximum and a sum of its own.
+    ONE: a tile holds a row.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
@@ -79,16 +88,23 @@ def loss_softmax(
     TILE: tl.constexpr = UNROLL * THREADS * WIDTH
     place = (tl.arange(0, THREADS)[:, None, None] * WIDTH + tl.arange(0, UNROLL)[None, :, None] * (THREADS * WIDTH)
              + tl.arange(0, WIDTH)[None, None, :])
-    top = tl.full((THREADS,), LOWEST, tl.float32)
-    sums = tl.zeros((THREADS,), tl.float32)
-    for first in range(0, v, TILE):
-        at = first + place
-        # rows end in the middle of a tile, and a little memory lies behind them
-        tile = tl.load(logits + at, mask=at < stride, other=0, eviction_policy="evict_last").to(tl.float32)
-        tile = tl.where(at < v, tile * LOG2_E, LOWEST)
-        higher = tl.maximum(top, tl.max(tl.max(tile, 2), 1))
-        sums = sums * tl.exp2(top - higher) + tl.sum(tl.sum(tl.exp2(tile - higher[:, None, None]), 2), 1)
-        top = higher
+    # rows end in the middle of a tile, and a little memory lies behind them
+    if ONE:
+        tile = tl.load(logits + place, mask=place < stride, other=0, eviction_policy="evict_first").to(tl.float32)
+        tile = tl.where(place < v, tile * LOG2_E, LOWEST)
+        top = tl.max(tl.max(tile, 2), 1)
+        powers = tl.exp2(tile - top[:, None, None])
+        sums = tl.sum(tl.sum(powers, 2), 1)
+    else:
+        top = tl.full((THREADS,), LOWEST, tl.float32)
+        sums = tl.zeros((THREADS,), tl.float32)
+        for first in range(0, v, TILE):
+            at = first + place
+            tile = tl.load(logits + at, mask=at < stride, other=0, eviction_policy="evict_last").to(tl.float32)
+            tile = tl.where(at < v, tile * LOG2_E, LOWEST)
+            higher = tl.maximum(top, tl.max(tl.max(tile, 2), 1))
+            sums = sums * tl.exp2(top - higher) + tl.sum(tl.sum(tl.exp2(tile - higher[:, None, None]), 2), 1)
+            top = higher
     highest = tl.max(top, 0)
     log_sum = highest + tl.log2(tl.sum(sums * tl.exp2(top - highest), 0))
     loss = (log_sum - tl.load(logits + target).to(tl.float32) * LOG2_E) * LN_2
@@ -101,16 +117,15 @@ def loss_softmax(
     if GRADIENT:
         # all have read the target's logit before one writes
         tl.debug_barrier()
-        tiles = tl.cdiv(v, TILE)
-        for k in range(tiles):
-            at = (tiles - 1 - k) * TILE + place
-            inside = at < stride
-            tile = tl.load(logits + at, mask=inside, other=0, eviction_policy="evict_first").to(tl.float32)
-            share = tl.exp2(tile * LOG2_E - log_sum)
-            if squares is not None:
-                share *= excess
-            share = (share - tl.where(at == target, 1.0, 0.0)) * counts
-            tl.store(logits + at, share.to(logits.dtype.element_ty), mask=inside, cache_modifier=".cs")
+        if ONE:
+            share = powers * (tl.exp2(top - log_sum) * excess)[:, None, None]
+            _put_gradient(logits, share, place, target, counts, stride)
+        else:
+            tiles = tl.cdiv(v, TILE)
+            for k in range(tiles):
+                at = (tiles - 1 - k) * TILE + place
+                tile = tl.load(logits + at, mask=at < stride, other=0, eviction_policy="evict_first").to(tl.float32)
+                _put_gradient(logits, tl.exp2(tile * LOG2_E - log_sum) * excess, at, target, counts, stride)
 
 
 def linear_cross_entropy(
@@ -141,7 +156,8 @@ def _forward(
     check = target_check(found, v)
     w = weight.to(product_dtype)
     stride = triton.cdiv(v, ROW_UNIT) * ROW_UNIT
-    use = launch("loss_softmax", x.device, bits=8 * product_dtype.itemsize)
+    use = launch("loss_softmax", x.device, bits=8 * product_dtype.itemsize, v=v)
+    one = v <= use["UNROLL"] * use["THREADS"] * use["WIDTH"]
     block_bytes = use.pop("LOGIT_BYTES")
     size = max(block_bytes // (stride * product_dtype.itemsize) // MIN_ROWS, 1) * MIN_ROWS
     buffer = x.new_empty(min(size, rows), stride, dtype=product_dtype)
@@ -157,7 +173,7 @@ def _forward(
         torch.mm(block, w.t(), out=logits)
         loss_softmax[(len(block),)](logits, targets[some], None if mask is None else mask[some], losses[some],
                                     None if squares is None else squares[some], z_loss or None, v, stride,
-                                    GRADIENT=want_dx or want_dweight, **use)
+                                    ONE=one, GRADIENT=want_dx or want_dweight, **use)
         if want_dx:
             _product(logits, w, dx[some])
         if want_dweight:
@@ -235,11 +251,16 @@ def compilations(table: str) -> list[Compilation]:
                      "stride": "i32"}
         aligned = ("logits", "targets", "mask", "losses", "stride")
         use["GRADIENT"] = True
-        found.append(Compilation(f"loss_softmax-{number}", loss_softmax, signature,
-                                 use | {"squares": None, "z_loss": None}, warps, stages, aligned))
-        found.append(Compilation(f"loss_softmax-{number}z", loss_softmax,
-                                 signature | {"squares": "*fp32", "z_loss": "fp32"}, use, warps, stages,
-                                 (*aligned, "squares")))
+        # a tile may hold a row of the smallest vocabulary that the rule is for, and none of the largest
+        least, most = rule["when"].get("v", (1, 2 ** 31 - 1))
+        tile = use["UNROLL"] * use["THREADS"] * use["WIDTH"]
+        for one in sorted({least <= tile, most <= tile}):
+            name = f"loss_softmax-{number}{'-one' if one else ''}"
+            constants = use | {"ONE": one}
+            found.append(Compilation(name, loss_softmax, signature, constants | {"squares": None, "z_loss": None},
+                                     warps, stages, aligned))
+            found.append(Compilation(f"{name}-z", loss_softmax, signature | {"squares": "*fp32", "z_loss": "fp32"},
+                                     constants, warps, stages, (*aligned, "squares")))
     return found
 
 
@@ -248,4 +269,5 @@ def candidates() -> dict[str, list[dict[str, int]]]:
     return {"loss_softmax": [
         {"UNROLL": unroll, "THREADS": 32 * warps, "WIDTH": 8, "LOGIT_BYTES": 2 ** power, "num_warps": warps,
          "num_stages": 1}
-        for unroll, warps, power in ((4, 16, 29), (4, 16, 30), (4, 16, 31), (2, 32, 30), (4, 32, 30), (4, 8, 30))]}
+        for unroll, warps, power in ((4, 16, 29), (4, 16, 30), (4, 16, 31), (2, 32, 30), (4, 32, 30), (4, 8, 30),
+                                     (2, 8, 30), (2, 16, 30), (4, 4, 30))]}

@@ -5,14 +5,17 @@
     backward    of each piece, the last first: scan_fast_walk again for the states before each 8 tokens, and dz;
                 scan_fast_gradients for all else, from these and from the gradient that the piece behind it left
 
-States before each 8 tokens take n/2 bytes a token and channel: a piece is as many rows as fill the GPU, of as many
-tokens as EDGE_BYTES hold. A program walks a whole piece by itself, so few sequences of few channels are left to the
-kernels that walk spans at once. Steps, decays and resets between documents are those of `scan_walks`.
+States before each 8 tokens take n/2 bytes a token and channel: a piece is as many rows as keep the GPU full, of as many
+tokens as EDGE_BYTES hold. A multiprocessor has one program of scan_fast_gradients at a time, and all take as long: a
+round of a few takes as long as a full one, so rows are shared out to launches for the fewest rounds (`fewest_rounds`).
+A program walks a whole piece by itself, so few sequences of few channels are left to the kernels that walk spans at
+once. Steps, decays and resets between documents are those of `scan_walks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +30,7 @@ from hinny.ops.kernels.scan_fast_gradients import CHANNELS, scan_fast_gradients
 from hinny.ops.kernels.scan_fast_walk import BLOCK, scan_fast_walk
 from hinny.ops.kernels.scan_walks import scan_prepare
 from hinny.ops.kernels.sums import sum_into
+from hinny.ops.kernels.waves import processors
 
 STATES = (33, 128)
 """The fewest and the most: tiles have 64 or 128 states, which fill a lane's registers."""
@@ -82,7 +86,8 @@ class FastCall(NamedTuple):
         b, t, d = x.shape
         use = launch("scan_fast_gradients", x.device)
         room = use["EDGE_BYTES"] * 2 // (n * d)  # tokens: one's share of the states is n d / 8 float32
-        rows = min(b, max(use["PROGRAMS"] // triton.cdiv(d, CHANNELS), room // t, 1))
+        groups, slots = triton.cdiv(d, CHANNELS), processors(x.device)
+        rows = fewest_rounds(b, groups, slots, max(slots // groups, room // t, 1))
         return cls(b, t, d, n, rows, min(t, max(room // rows // WALKED, 1) * WALKED))
 
     @property
@@ -118,6 +123,20 @@ class FastCall(NamedTuple):
             A.contiguous(), rates, rates, rates, rates, self.t, whole(self.t, WALKED), self.d, 0, n=self.n, N=self.N,
             **PREPARED)
         return rates
+
+
+@cache
+def fewest_rounds(b: int, groups: int, slots: int, most: int) -> int:
+    """How many of b rows a launch has, `most` at most: `groups` programs a row, of which `slots` run at a time.
+
+    Of what takes the fewest rounds the fewest launches, and of these the fewest rows: they need the least memory.
+    """
+    def cost(rows: int) -> tuple[int, int, int]:
+        full, rest = divmod(b, rows)
+        rounds = full * triton.cdiv(rows * groups, slots) + triton.cdiv(rest * groups, slots)
+        return rounds, triton.cdiv(b, rows), rows
+
+    return min(range(1, min(b, most) + 1), key=cost)
 
 
 def forward(

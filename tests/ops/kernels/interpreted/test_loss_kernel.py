@@ -66,8 +66,9 @@ def test_masked_rows_take_no_part_whatever_they_hold(reduction: str) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_z_loss_is_that_of_float64_with_every_gradient(reduction: str, masked: bool) -> None:
-    inputs = given(2, 5)
+@pytest.mark.parametrize("v", [200, V])
+def test_the_z_loss_is_that_of_float64_with_every_gradient(reduction: str, masked: bool, v: int) -> None:
+    inputs = given(2, 5, v=v)
     inputs["weight"] *= 2  # log-sum-exps from 8 to 20
     mask = torch.tensor([[True, False, True, True, False], [False, True, False, False, True]]) if masked else None
     x, weight = inputs["x"].requires_grad_(), inputs["weight"].requires_grad_()
@@ -132,3 +133,15 @@ def test_the_operator_says_what_it_returns(z_loss: float) -> None:
     torch.library.opcheck(torch.ops.hinny.linear_cross_entropy.default,
                           (inputs["x"].requires_grad_(), inputs["weight"].requires_grad_(), inputs["targets"], None,
                            torch.float32, z_loss, True, True), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("table", launches.tables())
+def test_a_row_of_8192_logits_fills_a_tile_and_programs_are_no_larger_than_their_rows(table: str) -> None:
+    """Of a large tile most threads would have nothing to do, and fewer rows would be at hand at once."""
+    tiles = {}
+    for v in (8192, 8193, 32000, 256000):
+        use = launches.find(table, "loss_softmax", bits=16, v=v)
+        tiles[v] = use["UNROLL"] * use["THREADS"] * use["WIDTH"]
+    assert tiles[8192] == 8192
+    assert all(tile < 2 * v for v, tile in tiles.items())
+    assert list(tiles.values()) == sorted(tiles.values())

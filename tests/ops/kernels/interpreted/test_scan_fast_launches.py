@@ -3,6 +3,7 @@ no interpreter, so plain loops and autograd stand in for them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -19,7 +20,8 @@ from hinny.ops import selective_scan, selective_scan_recurrence, use_backend
 from hinny.ops.kernels import launches, scan, scan_fast
 
 LN_2 = 0.6931471805599453
-USE = {"ENOUGH": 1, "PROGRAMS": 132, "EDGE_BYTES": 2 ** 30, "num_warps": 8}
+USE = {"ENOUGH": 1, "EDGE_BYTES": 2 ** 30, "num_warps": 8}
+PROCESSORS = 132
 
 
 class Kernel:
@@ -115,6 +117,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The launches of an H100, and of these stand-ins."""
     launches.forget()
     monkeypatch.setattr(launches, "generation", lambda device: "sm90")
+    monkeypatch.setattr(scan_fast, "processors", lambda device: PROCESSORS)
     monkeypatch.setattr(scan_fast, "takes", lambda *_: True)
     monkeypatch.setattr(scan_fast, "scan_fast_walk", Kernel(walk))
     monkeypatch.setattr(scan_fast, "scan_fast_gradients", Kernel(back))
@@ -135,8 +138,11 @@ def results(run: Callable, inputs: dict[str, Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("tokens", [64, 2 ** 20])
-def test_pieces_of_rows_and_tokens_give_every_gradient(full: bool, tokens: int) -> None:
+def test_pieces_of_rows_and_tokens_give_every_gradient(
+    full: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of five rows two at a time, 70 tokens as 32, 32 and 6, or all at once."""
+    monkeypatch.setattr(scan_fast, "processors", lambda device: 5)  # a row has two programs
     b, t, d, n = 5, 70, 80, 5
     inputs = {"x": normal(b, t, d, seed=0), "dt": normal(b, t, d, seed=1), "A": -normal(d, n, seed=2).exp(),
               "B": normal(b, t, n, seed=3), "C": normal(b, t, n, seed=4)}
@@ -146,7 +152,7 @@ def test_pieces_of_rows_and_tokens_give_every_gradient(full: bool, tokens: int) 
                    "initial_state": normal(b, d, n, seed=8)}
         segments = (torch.arange(t) // 29).expand(b, t)
     expected = results(partial(selective_scan_recurrence, segments=segments), inputs)
-    use = USE | {"EDGE_BYTES": tokens * n * d // 2, "PROGRAMS": 5}  # two programs a row
+    use = USE | {"EDGE_BYTES": tokens * n * d // 2}
     single = {name: v.float() for name, v in inputs.items()}
     with launches.trial({"scan_fast_gradients": use}) as seen, use_backend("triton"):
         found = results(partial(selective_scan, segments=segments), single)
@@ -175,3 +181,44 @@ def test_pieces_hold_every_token_once_and_their_states_fit(b: int, t: int, d: in
         assert all(later.begin == found.begin + found.length for later, found in pairwise(own))
         assert own[0].begin + own[0].length == t
         assert own[-1].begin == 0
+
+
+def rounds(launched: list[int], groups: int) -> int:
+    """Of an H100, for launches of so many rows."""
+    return sum(math.ceil(rows * groups / PROCESSORS) for rows in launched)
+
+
+@pytest.mark.parametrize(("b", "t", "d", "n", "launched", "taken"), [
+    (16, 1536, 2048, 128, [4] * 4, 4),  # in place of 5, 5, 5 and 1: seven rounds
+    (16, 2048, 1536, 96, [4] * 4, 4),  # in place of 7, 7 and 2: five
+    (32, 1024, 1536, 96, [11, 11, 10], 6),  # in place of 14, 14 and 4: seven
+    (32, 1024, 1568, 128, [9, 9, 9, 5], 7),  # as few as 10, 10, 10 and 2 or seven launches take
+    (32, 1024, 1024, 128, [16, 16], 4),
+    (6, 8192, 1568, 128, [3, 3], 2),  # less memory than 5 and 1 take
+    (2, 4096, 64, 128, [2], 1),
+    (3, 64, 16384, 128, [3], 6),
+])
+def test_launches_take_the_fewest_rounds_of_a_gpu(
+    b: int, t: int, d: int, n: int, launched: list[int], taken: int
+) -> None:
+    call = scan_fast.FastCall.of(torch.empty(b, t, d, device="meta", dtype=torch.bfloat16), n)
+    found = {piece.rows.start: piece.b for piece in call.pieces()}
+    assert list(found.values()) == launched
+    assert rounds(launched, math.ceil(d / 64)) == taken
+
+
+@given(b=st.integers(1, 70), groups=st.integers(1, 300), most=st.integers(1, 80))
+def test_no_other_number_of_rows_takes_fewer_rounds_or_as_many_with_fewer_launches(
+    b: int, groups: int, most: int
+) -> None:
+    def launched(rows: int) -> list[int]:
+        return [min(rows, b - first) for first in range(0, b, rows)]
+
+    chosen = scan_fast.fewest_rounds(b, groups, PROCESSORS, most)
+    assert 1 <= chosen <= min(b, most)
+    best = launched(chosen)
+    for rows in range(1, min(b, most) + 1):
+        other = launched(rows)
+        assert (rounds(best, groups), len(best)) <= (rounds(other, groups), len(other))
+        if (rounds(best, groups), len(best)) == (rounds(other, groups), len(other)):
+            assert chosen <= rows
