@@ -123,6 +123,10 @@ class JSONTokenizer(Tokenizer):
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode(self, text: str) -> list[int]:
+        # without the library's pool of threads, whose waking takes longer than a short text
+        return self._inner.encode(text, add_special_tokens=False).ids
+
     def _decode(self, ids: list[int]) -> str:
         return self._inner.decode(ids, skip_special_tokens=False)
 

@@ -33,7 +33,7 @@ class Ahead(Generic[T]):
     or this one again, is asked for, nothing more is made. Use as a context manager, or call `close`.
     """
 
-    def __init__(self, make: Callable[[int], T], first: int, last: int, depth: int = 2) -> None:
+    def __init__(self, make: Callable[[int], T], first: int, last: int, depth: int = 4) -> None:
         assert depth >= 1, f"depth {depth}: at least one batch is ready"
         self._make = make
         self._last = last

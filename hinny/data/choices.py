@@ -117,6 +117,12 @@ def _text(form: str, items: list[Item]) -> str:
     return head(form) + "\n\n".join(_question(item, form) for item in items)
 
 
+@lru_cache(maxsize=8)
+def _sizes(tokenizer: Tokenizer) -> dict[int, int]:
+    """Token → its bytes, of all that were looked up."""
+    return {}
+
+
 def _written(tokenizer: Tokenizer, form: str, items: list[Item]) -> Example:
     """The items as tokens of the whole text; a token with any part of an answer is one of its tokens."""
     text = _text(form, items)
@@ -124,7 +130,8 @@ def _written(tokenizer: Tokenizer, form: str, items: list[Item]) -> Example:
     if tokenizer.decode(tokens) != text:
         raise DataError("this tokenizer cannot spell multiple choice exactly (line breaks, spaces and digits); leave "
                         "choice out of data.synthetic.tasks, or use another tokenizer.")
-    size = {token: tokenizer.n_bytes([token]) for token in set(tokens)}
+    size = _sizes(tokenizer)
+    size.update((token, tokenizer.n_bytes([token])) for token in set(tokens) - size.keys())
     ends = np.cumsum([size[token] for token in tokens])
     # some tokenizers put a space in front of what they encode
     ends -= ends[-1] - len(text)
