@@ -2,8 +2,7 @@
 
 `scan_fast_walk` has left the states before each 8 tokens. A program takes these blocks from the last to the first, and
 of each block 16 states at a time: their 8 tokens forwards from the state before them, then backwards with the state's
-gradient, which stays in shared memory from block to block. So no gradients of states pass through memory. What the next
-block reads is on its way while this one's sums are made.
+gradient, which stays in shared memory from block to block. So no gradients of states pass through memory.
 
     over channels   dB and dC: products on the tensor cores, of 8 states by a warp's 8 channels with these channels' 8
                     tokens. Only the column of the token at hand is used of each, and the rest is for free. In tf32,
@@ -23,7 +22,7 @@ from typing import Any
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from hinny.ops.kernels.scan_fast_walk import NEVER, channel_values, sigmoid, step_sizes
+from hinny.ops.kernels.scan_fast_walk import channel_values, decay_steps, sigmoid, step_sizes
 
 LN_2 = gl.constexpr(0.6931471805599453)
 CHANNELS = 64
@@ -201,28 +200,6 @@ def backwards(
     return (g0, g1), (da0, da1), (dB0, dB1), dinputs, ddecays
 
 
-@gluon.jit
-def block(
-    x, dt, z, B, C, first_tokens, dy, begin, first, length, d, n: gl.constexpr, here, inside, rows, here_v, rows_v, jv,
-):
-    """What 8 tokens from `first` on have: dt, x, dy, z (8 64), B, C (8 n), which of them open a document."""
-    mask = (first + rows < length)[:, None] & inside
-    mask_v = (first + rows_v < length)[:, None] & (jv < n)[None, :]
-    at = (begin + first) * d + here
-    raw_dt = gl.load(dt + at, mask=mask, other=0)
-    raw_x = gl.load(x + at, mask=mask, other=0)
-    raw_dy = gl.load(dy + at, mask=mask, other=0)
-    raw_z = raw_dy
-    if z is not None:
-        raw_z = gl.load(z + at, mask=mask, other=0)
-    raw_B = gl.load(B + (begin + first) * n + here_v, mask=mask_v, other=0)
-    raw_C = gl.load(C + (begin + first) * n + here_v, mask=mask_v, other=0)
-    new = rows < 0
-    if first_tokens is not None:
-        new = gl.load(first_tokens + begin + first + rows, mask=first + rows < length, other=0) != 0
-    return raw_dt, raw_x, raw_dy, raw_z, raw_B, raw_C, new
-
-
 @gluon.jit(do_not_specialize=["t", "begin", "length"])
 def scan_fast_gradients(
     x, dt, z, rates, B, C, D, dt_bias, first_tokens, dy, edges, starts, dx, ddt, parts, channel_parts, ends,
@@ -307,23 +284,22 @@ def scan_fast_gradients(
     a1_next = gl.load(rates + 8 * d + state, mask=(8 + jn < n)[:, None] & inside, other=0)
     h0_next = gl.load(edges + edge + state, mask=(jn < n)[:, None] & inside, other=0)
     h1_next = gl.load(edges + edge + 8 * d + state, mask=(8 + jn < n)[:, None] & inside, other=0)
-    ahead = block(x, dt, z, B, C, first_tokens, dy, b * t + begin, (E - 1) * 8, length, d, n, here,
-                  inside_p, rows, here_v, rows_v, jv)
     for back in range(E):
         e = E - 1 - back
         first = e * 8
         at = b * t + begin + first
         mask = (first + rows < length)[:, None] & inside_p
-        raw_dt, raw_x, raw_dy, raw_z, raw_B, raw_C, new = ahead
-        value = raw_x.to(gl.float32)
-        dout = raw_dy.to(gl.float32)
+        mask_v = (first + rows_v < length)[:, None] & (jv < n)[None, :]
+        raw_dt = gl.load(dt + at * d + here, mask=mask, other=0)
+        value = gl.load(x + at * d + here, mask=mask, other=0).to(gl.float32)
+        dout = gl.load(dy + at * d + here, mask=mask, other=0).to(gl.float32)
         if z is not None:
-            gate = raw_z.to(gl.float32)
+            gate = gl.load(z + at * d + here, mask=mask, other=0).to(gl.float32)
             dout *= gate * sigmoid(gate)
-        tokens_B.store(raw_B.to(gl.float32))
-        tokens_C.store(raw_C.to(gl.float32))
+        tokens_B.store(gl.load(B + at * n + here_v, mask=mask_v, other=0).to(gl.float32))
+        tokens_C.store(gl.load(C + at * n + here_v, mask=mask_v, other=0).to(gl.float32))
         step = step_sizes(raw_dt, bias, mask, SOFTPLUS)
-        tile_decay.store(gl.where(new[:, None], NEVER, step) if first_tokens is not None else step)
+        tile_decay.store(decay_steps(step, first_tokens, at + rows, first + rows < length))
         tile_input.store(step * value)
         tile_dout.store(dout)
         dskip += dout * value
@@ -368,9 +344,6 @@ def scan_fast_gradients(
             s_dA.index(j).store(both(da[0], da[1]))
             tiles_B.index(j).store(both(dB[0], dB[1]))
             tiles_C.index(j).store(both(dC[0], dC[1]))
-        # the tokens before, on their way while sums are made
-        ahead = block(x, dt, z, B, C, first_tokens, dy, b * t + begin, gl.maximum(first - 8, 0), length, d, n, here,
-                      inside_p, rows, here_v, rows_v, jv)
         found_B = gl.convert_layout(gl.sum(wide_B.load(R).reshape([N, 8, 8]), 1), RS, assert_trivial=True)
         found_C = gl.convert_layout(gl.sum(wide_C.load(R).reshape([N, 8, 8]), 1), RS, assert_trivial=True)
         out = parts + (first + tr)[None, :] * n + jr[:, None]
