@@ -79,6 +79,7 @@ def test_nothing_begun_behind_a_step_that_is_not_finite_is_applied_until_it_is_t
     assert not torch.equal(ours.parameters[0], before[0])
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_step_is_begun_without_a_wait() -> None:
     ours = stepper("tiny-hybrid", ROWS, graphs=True)
     for step in range(3):

@@ -350,7 +350,7 @@ def conv_backward(
 def _launched(kernel: str, x: Tensor, w: int) -> tuple[int, dict[str, int]]:
     """Blocks of channels, and the constants and sizes of the launch, for x (b t ch)."""
     b, t, ch = x.shape
-    use = launch(kernel, x.device, batch=b, elements=b * t * ch, w=w)
+    use = launch(kernel, x.device, batch=b, elements=b * t * ch, w=w, ch=ch)
     return triton.cdiv(ch, use["CHANNELS"]), use | {"W": w}
 
 
