@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from hinny.bench.training_peer import Timed, check_logits, time_twin, twin_step
 from hinny.bench.training_table import key, options_of, render_training
 from hinny.config import Recipe, load_recipe
 from hinny.data.ahead import Ahead
+from hinny.data.makers import made_ahead
 from hinny.data.mix import Batch, Stream
 from hinny.errors import ConfigError
 from hinny.model import Model
@@ -112,13 +114,20 @@ class _Ours:
             batch_size=recipe.train.batch_size, seed=recipe.train.seed, vocab_size=recipe.model.vocab_size,
             steps=recipe.train.steps)
         self._done = 0
+        size = recipe.train.batch_size // mesh.size("replicate", "shard")
+        self._rows = range(size * mesh.index("replicate", "shard"), size * (mesh.index("replicate", "shard") + 1))
+
+    def _ahead(self, first: int, last: int) -> AbstractContextManager[Ahead[Batch]]:
+        """The batches of these steps, made as in training."""
+        if self._stream is None:
+            return Ahead(self.batch, first, last)
+        return made_ahead(self._stream, self._rows, first, last, beside=self.device.type == "cuda")
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of a step."""
-        size = self.recipe.train.batch_size // self.mesh.size("replicate", "shard")
-        first = self.mesh.index("replicate", "shard") * size
         if self._stream is not None:
-            return self._stream.batch(step, range(first, first + size))
+            return self._stream.batch(step, self._rows)
+        size, first = len(self._rows), self._rows.start
         tokens = np.random.default_rng([step, first]).integers(self.recipe.model.vocab_size,
                                                                size=(size, self.recipe.train.seq_len + 1))
         return Batch(tokens[:, :-1].copy(), tokens[:, 1:].copy(), np.ones((size, self.recipe.train.seq_len), bool),
@@ -135,7 +144,7 @@ class _Ours:
         losses = [self.step() for _ in range(WARM_UP)]
         ends = []
         first, last = self._done, self._done + steps + 1
-        with Ahead(self.batch, first, last + 1) as batches:
+        with self._ahead(first, last + 1) as batches:
             before = self.stepper.begin(first, batches.get(first))
             for step in range(first + 1, last + 1):
                 begun = self.stepper.begin(step, batches.get(step))

@@ -51,6 +51,9 @@ class Stream:
 
     def __init__(self, config: DataConfig, *, seq_len: int, batch_size: int, seed: int, vocab_size: int,
                  steps: int) -> None:
+        self.arguments: dict[str, Any] = dict(config=config, seq_len=seq_len, batch_size=batch_size, seed=seed,
+                                              vocab_size=vocab_size, steps=steps)
+        """What makes the same stream elsewhere."""
         folders = open_folders(config, vocab_size)
         self._tokenizer = folders[0].tokenizer
         if config.synthetic:
@@ -68,6 +71,11 @@ class Stream:
         self.epochs = dict(zip(config.folders, self.order.epochs(samples - taken(samples, self._share)), strict=True))
         """Folder → how often the run shows its train split."""
         self._folders = folders
+
+    @property
+    def practises(self) -> bool:
+        """Whether some of its samples are written, not read."""
+        return self._share > 0
 
     def lengths(self) -> Lengths:
         """Of the documents of all folders, each as often as the run shows it beside the others."""

@@ -16,6 +16,7 @@ from hinny.config import Recipe
 from hinny.data.ahead import Ahead
 from hinny.data.folder import record_name
 from hinny.data.lengths import check_long, write_plot
+from hinny.data.makers import made_ahead
 from hinny.data.mix import Batch, Stream
 from hinny.errors import CheckpointError, DataError, TrainingError
 from hinny.parallel.initial import init_weights
@@ -135,7 +136,8 @@ class Session:
     def go(self, interrupt: Interrupt, progress: Progress | None, trace: Trace) -> None:
         """Train until the last step, or until the step in which `interrupt` is asked for on any process; save."""
         config = self.recipe.train
-        with self.saver, Ahead(self._batch, self.step, config.steps) as batches:
+        with self.saver, made_ahead(self.stream, self._rows(), self.step, config.steps,
+                                    beside=self.device.type == "cuda") as batches:
             stop = self._agree(interrupt)
             while self.step < config.steps and not stop:
                 with trace.step(self.step + 1):
@@ -162,11 +164,11 @@ class Session:
         self.saver.poll(not saving)
         return stop
 
-    def _batch(self, step: int) -> Batch:
-        ranks = self.mesh.size("replicate", "shard")
-        rows = self.recipe.train.batch_size // ranks
+    def _rows(self) -> range:
+        """This rank's rows of a batch."""
+        rows = self.recipe.train.batch_size // self.mesh.size("replicate", "shard")
         first = self.mesh.index("replicate", "shard") * rows
-        return self.stream.batch(step, range(first, first + rows))
+        return range(first, first + rows)
 
     def _timed_step(self, batches: Ahead[Batch]) -> None:
         """Begin a step and wait for the one before it, so that a GPU always has one to go on with; where something is
