@@ -15,6 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from hinny.study.beside import apart, place, text_width
+from hinny.study.edges import leaves, mark
 from hinny.study.rows import ROW, Row, draw_rows
 
 INK, FAINT, GREY = "#1f2328", "#d5d9de", "#a9b0b8"
@@ -131,8 +132,10 @@ def draw(panel: Panel) -> str:
         axes = canvas.add_axes((left / width, BOTTOM / tall, (width - left - side) / width, high / tall))
         if panel.front is None and not panel.rows:
             for series in panel.series:
-                _line(axes, series, bands=len(series.points) > 20, clip=_leaves(series, panel.limits))
+                _line(axes, series, bands=len(series.points) > 20, clip=leaves(series, panel.limits))
         _axes(axes, panel, left)
+        for series in (one for one in panel.series if panel.limits and not panel.log_x and leaves(one, panel.limits)):
+            mark(axes, series, panel.limits or (0, 1), _colour(series), TEXT - 1, panel.format_y or short)
         if panel.rows:
             draw_rows(axes, [_row(series) for series in panel.series], TEXT - 0.5)
         elif panel.front is None:
@@ -151,11 +154,6 @@ def marker(colour: int, mark: int | None = None) -> str:
 
 def _colour(series: Series) -> str:
     return INK if series.ink else GREY if series.muted else PALETTE[series.colour % len(PALETTE)]
-
-
-def _leaves(series: Series, limits: tuple[float, float] | None) -> bool:
-    """Whether the line goes past the limits of y."""
-    return limits is not None and not all(limits[0] <= p.value <= limits[1] for p in series.points)
 
 
 def _line(axes: Axes, series: Series, bands: bool, clip: bool) -> None:

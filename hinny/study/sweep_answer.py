@@ -11,6 +11,7 @@ from typing import Any
 from hinny.study.collect import Figure, Table
 from hinny.study.colours import line_colour
 from hinny.study.draw import Panel, short
+from hinny.study.edges import edge_note
 from hinny.study.figures import Plot, seeds_note
 from hinny.study.multiples import LOGARITHMIC, SHARES, lower, value_of
 from hinny.study.overview import PANELS, TILES, Tile
@@ -142,10 +143,11 @@ def overview(table: Table) -> Plot:
         shown += [_named(titled(other, those), *panels(table, those)[0]) for other, those in rest]
     else:
         shown = first
-    figures = [figure for _, own in shown[:PANELS] for figure in own]
+    figures, seen = [figure for _, own in shown[:PANELS] for figure in own], [panel for panel, _ in shown[:PANELS]]
     caption = ("The most important figures; each point is a model of its own. Loss: lower is better; recall: higher. "
-               f"{seeds_note(figures)} {'All losses have one range. ' if rest else ''}{axis_note(lines)}").strip()
-    return Plot("overview", "At a glance", caption, [panel for panel, _ in shown[:PANELS]], figures)
+               f"{seeds_note(figures)} {'All losses have one range. ' if rest else ''}{edge_note(seen)} "
+               f"{axis_note(lines)}").strip()
+    return Plot("overview", "At a glance", caption, seen, figures)
 
 
 def _named(title: str, panel: Panel, figures: list[Figure]) -> tuple[Panel, list[Figure]]:

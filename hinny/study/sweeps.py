@@ -10,6 +10,7 @@ from typing import Any
 from hinny.study.collect import Figure, Table
 from hinny.study.colours import line_colour
 from hinny.study.draw import Panel, Point, Series
+from hinny.study.edges import edge_note, near
 from hinny.study.figures import Plot, limits, seeds_note
 from hinny.study.multiples import LOGARITHMIC, SHARES, lower
 from hinny.study.rules import percent
@@ -27,8 +28,15 @@ ROOM = 0.105
 """Of an axis, for the widest number of a share."""
 LOSS = "Held-out text"
 Pick = Callable[[Table, str], list[Figure]]
+
+
+def losses(table: Table, name: str) -> list[Figure]:
+    """The measure that has no natural range."""
+    return table.find("held_out_loss", name)
+
+
 MEASURES: list[tuple[str, str, bool, Pick]] = [
-    (LOSS, "loss, nats/token", False, lambda t, n: t.find("held_out_loss", n)),
+    (LOSS, "loss, nats/token", False, losses),
     ("Phonebook up to {trained} tokens", "numbers exactly right", True, lambda t, n: book(t, n, beyond=False)),
     ("Phonebook beyond {trained} tokens", "numbers exactly right", True, lambda t, n: book(t, n, beyond=True)),
     ("Multi-query recall", "values right", True, lambda t, n: t.find("mqar.accuracy", n)),
@@ -72,7 +80,7 @@ def _plot(table: Table, name: str, title: str, lines: Lines) -> Plot | None:
         parts.append("Bands of training speed span repeated timings of one trained model.")
     if lines[0]["x"] not in LOGARITHMIC and len({line["plot"] for line in _of_one_size(table)}) > 1:
         parts.append(f"Losses{' and speeds' if timed else ''} have one range in all plots of what is varied.")
-    parts.append(axis_note(lines))
+    parts += [edge_note([panel for panel, _ in found]), axis_note(lines)]
     facts = fitted(lines, laws) if (laws := _laws(table, lines)) else None
     parts += [NOTE] if facts else []
     return Plot(name, titled(title, lines), " ".join(filter(None, parts)), [panel for panel, _ in found], figures,
@@ -126,6 +134,9 @@ def _limits(table: Table, lines: Lines, pick: Pick) -> tuple[float, float]:
     """One range of a measure in all plots that are not over sizes, so that effects can be compared by eye."""
     alike = lines if lines[0]["x"] in LOGARITHMIC else _of_one_size(table)
     scores = [mean(own) for line in alike for member in line["members"] if (own := pick(table, member["recipe"]))]
+    if pick is losses and lines[0]["x"] not in LOGARITHMIC:
+        shown = near([score.value for score in scores])
+        scores = [score for score in scores if score.value in shown]
     return limits([[Series("", [Point(0, s.value, s.low, s.high) for s in scores], 0)]], 0.1)
 
 
