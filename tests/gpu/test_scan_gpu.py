@@ -158,29 +158,31 @@ def fast(processors: int = 132, **change: int) -> Iterator[None]:
     assert not names & {"scan_walk", "scan_walk_back", "scan_gradients"}
 
 
-def check_fast(inputs: dict[str, Tensor], **options: Any) -> None:
+def check_fast(inputs: dict[str, Tensor], warps: int = 8, **options: Any) -> None:
     """`check` of the kernels for Hopper GPUs; `use_backend` of the torch form is the inner one there."""
-    with fast():
+    with fast(num_warps=warps):
         check(inputs, 3 * FLOOR, dt_softplus=True, **options)
 
 
 @settings(max_examples=16, deadline=None)
 @given(b=st.integers(1, 3), t=st.integers(1, 140), d=st.sampled_from([16, 64, 80, 144]),
-       n=st.sampled_from([34, 64, 100, 128]), seed=st.integers(0, 9),
+       n=st.sampled_from([34, 64, 100, 128]), seed=st.integers(0, 9), warps=st.sampled_from([4, 8]),
        lengths=st.one_of(st.none(), st.lists(st.integers(1, 50), min_size=1, max_size=4)))
 def test_hopper_kernels_give_every_gradient_with_and_without_documents(
-    b: int, t: int, d: int, n: int, seed: int, lengths: list[int] | None
+    b: int, t: int, d: int, n: int, seed: int, warps: int, lengths: list[int] | None
 ) -> None:
     segments = None if lengths is None else documents(b, t, lengths)
-    check_fast(draw(b, t, d, n, seed, torch.bfloat16), segments=segments)
+    check_fast(draw(b, t, d, n, seed, torch.bfloat16), warps, segments=segments)
 
 
 @pytest.mark.parametrize("absent", [
     ("z",), ("D",), ("dt_bias",), ("initial_state",), ("z", "D", "dt_bias", "initial_state")])
-@pytest.mark.parametrize(("n", "t"), [(128, 67), (50, 41)])
-def test_hopper_kernels_may_leave_out_every_optional_argument(n: int, t: int, absent: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("n", "t", "warps"), [(128, 67, 8), (50, 41, 8), (128, 67, 4)])
+def test_hopper_kernels_may_leave_out_every_optional_argument(
+    n: int, t: int, warps: int, absent: tuple[str, ...]
+) -> None:
     inputs = draw(2, t, 80, n, dtype=torch.bfloat16)
-    check_fast({name: v for name, v in inputs.items() if name not in absent})
+    check_fast({name: v for name, v in inputs.items() if name not in absent}, warps)
 
 
 def test_hopper_kernels_take_steps_as_they_are_and_extreme_decays() -> None:
@@ -202,10 +204,13 @@ def test_hopper_kernels_in_pieces_of_rows_and_tokens_equal_the_whole_and_the_oth
         whole = gradients(run, inputs)
     with fast(EDGE_BYTES=2 * 64 * 112 * 96 // 2, processors=5):
         pieces = gradients(run, inputs)
+    with fast(EDGE_BYTES=2 * 64 * 112 * 96 // 2, processors=5, num_warps=4):
+        halves = gradients(run, inputs)
     for name, v in whole.items():
         # sums in another order, rounded to bfloat16 or kept
         bound = 2 ** -9 if v.dtype == torch.bfloat16 else 1e-5
         assert error(pieces[name], v.double()) < bound, name
+        assert error(halves[name], v.double()) < bound, name
         assert error(others[name], v.double()) < 2 * bound, name
 
 

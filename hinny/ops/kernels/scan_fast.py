@@ -6,8 +6,8 @@
                 scan_fast_gradients for all else, from these and from the gradient that the piece behind it left
 
 States before each 8 tokens take n/2 bytes a token and channel: a piece is as many rows as keep the GPU full, of as many
-tokens as EDGE_BYTES hold. A multiprocessor has one program of scan_fast_gradients at a time, and all take as long: a
-round of a few takes as long as a full one, so rows are shared out to launches for the fewest rounds (`fewest_rounds`).
+tokens as EDGE_BYTES hold. A multiprocessor has WARPS of scan_fast_gradients at a time, and all take as long: a round of
+a few takes as long as a full one, so rows are shared out to launches for the fewest rounds (`fewest_rounds`).
 A program walks a whole piece by itself, so few sequences of few channels are left to the kernels that walk spans at
 once. Steps, decays and resets between documents are those of `scan_walks`.
 """
@@ -26,7 +26,7 @@ from hinny.ops.kernels.compile import Compilation
 from hinny.ops.kernels.hopper import runs_on
 from hinny.ops.kernels.launches import find, launch, rules
 from hinny.ops.kernels.scan_call import PREPARED, contiguous, in_float32, whole
-from hinny.ops.kernels.scan_fast_gradients import CHANNELS, scan_fast_gradients
+from hinny.ops.kernels.scan_fast_gradients import WARP_CHANNELS, scan_fast_gradients
 from hinny.ops.kernels.scan_fast_walk import BLOCK, scan_fast_walk
 from hinny.ops.kernels.scan_walks import scan_prepare
 from hinny.ops.kernels.sums import sum_into
@@ -36,6 +36,8 @@ STATES = (33, 128)
 """The fewest and the most: tiles have 64 or 128 states, which fill a lane's registers."""
 ALIGNED = 16
 """What d is a multiple of: with loads of single numbers there are more addresses, and registers spill."""
+WARPS = 8
+"""Of scan_fast_gradients, whose registers a multiprocessor holds: one program, or two of half as many."""
 WALKED = 32
 """Tokens that a walk loads at once: a piece has whole ones."""
 
@@ -47,7 +49,7 @@ def takes(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor | None) -> bool
         return False
     if any(v is not None and v.dtype is not torch.bfloat16 for v in (x, dt, B, C, z)):
         return False
-    return bool(b * triton.cdiv(d, CHANNELS) >= launch("scan_fast_gradients", x.device)["ENOUGH"])
+    return bool(b * triton.cdiv(d, 8 * WARP_CHANNELS) >= launch("scan_fast_gradients", x.device)["ENOUGH"])
 
 
 class Piece(NamedTuple):
@@ -86,7 +88,8 @@ class FastCall(NamedTuple):
         b, t, d = x.shape
         use = launch("scan_fast_gradients", x.device)
         room = use["EDGE_BYTES"] * 2 // (n * d)  # tokens: one's share of the states is n d / 8 float32
-        groups, slots = triton.cdiv(d, CHANNELS), processors(x.device)
+        warps = use["num_warps"]
+        groups, slots = triton.cdiv(d, WARP_CHANNELS * warps), processors(x.device) * (WARPS // warps)
         rows = fewest_rounds(b, groups, slots, max(slots // groups, room // t, 1))
         return cls(b, t, d, n, rows, min(t, max(room // rows // WALKED, 1) * WALKED))
 
@@ -179,10 +182,10 @@ def backward(
     weights, dbias = rates.new_empty(d, n + 1), rates.new_empty(d)
     # what reaches the state before a piece: of the first piece the gradient of the initial state
     passed = rates.new_empty(call.b, n, d)
-    groups = triton.cdiv(d, CHANNELS)
+    warps = launch("scan_fast_gradients", x.device)["num_warps"]
+    groups = triton.cdiv(d, WARP_CHANNELS * warps)
     edges = rates.new_empty(max(piece.edges for piece in pieces), n, d)
     channel_sums = rates.new_empty(sum(piece.b for piece in pieces), n + 2, d)
-    warps = launch("scan_fast_gradients", x.device)["num_warps"]
     for piece, channel_parts in zip(pieces, channel_sums.split([piece.b for piece in pieces]), strict=True):
         px, pdt, pB, pC, pdy, pdx, pddt = (v[piece.rows] for v in (x, dt, B, C, dy, dx, ddt))
         pz, first, starts = (None if v is None else v[piece.rows] for v in (z, first_tokens, given))
@@ -195,7 +198,7 @@ def backward(
         scan_fast_gradients[groups, piece.b](
             px, pdt, pz, rates, pB, pC, D, dt_bias, first, pdy, edges, None if behind is None else behind[piece.rows],
             pdx, pddt, parts, channel_parts, passed[piece.rows], call.t, piece.begin, piece.length, d, n=n, N=call.N,
-            SOFTPLUS=softplus, num_warps=warps)
+            W=warps, SOFTPLUS=softplus, num_warps=warps)
         _sum_parts(parts, piece.of(dB), piece.of(dC))
     sum_into(channel_sums, weights, dbias)
     return dx, ddt, weights, dB, dC, dz, dbias, rates.new_empty(0) if initial is None else passed
@@ -225,9 +228,11 @@ def compilations(table: str) -> list[Compilation]:
     """Both kernels as they are launched, for numbers of states at the ends of what each layout takes."""
     if scan_fast_walk.fn.__name__ not in rules(table):
         return []
-    return [_compilation(kernel, case, n, absent,
-                         find(table, kernel.fn.__name__, edges=int("edges" not in absent))["num_warps"])
-            for n in (64, 100, 128) for kernel, cases in ABSENT.items() for case, absent in cases.items()]
+    found = [_compilation(kernel, case, n, absent,
+                          find(table, kernel.fn.__name__, edges=int("edges" not in absent))["num_warps"])
+             for n in (64, 100, 128) for kernel, cases in ABSENT.items() for case, absent in cases.items()]
+    # as `hinny tune` may choose it
+    return [*found, _compilation(scan_fast_gradients, "all-half", 128, (), WARPS // 2)]
 
 
 def _compilation(kernel: Any, case: str, n: int, absent: tuple[str, ...], warps: int) -> Compilation:
@@ -242,5 +247,6 @@ def _compilation(kernel: Any, case: str, n: int, absent: tuple[str, ...], warps:
 
 
 def candidates() -> dict[str, list[dict[str, int]]]:
-    """None: what these kernels are launched with is part of their layouts."""
-    return {}
+    """Gradients by one program a multiprocessor, or two; the walk's launch is part of its layout."""
+    return {"scan_fast_gradients": [{"ENOUGH": 64, "EDGE_BYTES": 2 ** 30, "num_warps": warps}
+                                    for warps in (WARPS, WARPS // 2)]}

@@ -1,4 +1,4 @@
-"""Selective scan on a Hopper GPU, in Gluon: all gradients in one walk back, 8 tokens and 64 channels at a time.
+"""Selective scan on a Hopper GPU, in Gluon: all gradients in one walk back, 8 tokens and 32 or 64 channels at a time.
 
 `scan_fast_walk` has left the states before each 8 tokens. A program takes these blocks from the last to the first, and
 of each block 16 states at a time: their 8 tokens forwards from the state before them, then backwards with the state's
@@ -11,7 +11,8 @@ gradient, which stays in shared memory from block to block. So no gradients of s
     over tokens     dA: in shared memory.
 
 Shapes, where 8 c are the 8 channels of each of 8 warps: states and their gradients are tiles (8 n, 8 8c), two at once.
-On an H100 at b 4, t 4096, d 2048, n 128: 4.9 ms; 254 registers, none spilled, one program a multiprocessor.
+On an H100 at b 4, t 4096, d 2048, n 128: 4.9 ms; 254 registers, none spilled, one program a multiprocessor. Programs of
+4 warps, two a multiprocessor, wait for each other's warps at no barrier; not timed.
 Letters: b batch, t time, d channels, n states.
 """
 
@@ -25,8 +26,8 @@ from triton.experimental.gluon import language as gl
 from hinny.ops.kernels.scan_fast_walk import channel_values, decay_steps, sigmoid, step_sizes
 
 LN_2 = gl.constexpr(0.6931471805599453)
-CHANNELS = 64
-"""Channels of a program, 8 a warp: the layouts are made for them."""
+WARP_CHANNELS = 8
+"""Channels of a warp: the layouts are made for them, and for 4 or 8 warps."""
 
 PRODUCT = gl.constexpr("{ .reg .f32 z; mov.f32 z, 0f00000000; "
                        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3}, {$4,$6,$5,$7}, {$8,$9}, "
@@ -35,42 +36,47 @@ PRODUCT_NUMBERS = gl.constexpr("=f,=f,=f,=f,r,r,r,r,r,r")
 
 
 @gluon.constexpr_function
-def layout(name: str, N: int) -> Any:
-    """How a tile lies in the registers of 8 warps, by the basis of its indices' bits: registers, lanes, warps.
+def layout(name: str, N: int, W: int) -> Any:
+    """How a tile lies in the registers of W warps, by the basis of its indices' bits: registers, lanes, warps.
 
-    S      (8 n, 64 c): a lane has two channels next to each other, as the product's second operand wants them
-    S2     (16 n, 64 c): the same twice, below each other
+    S      (8 n, 8c W): a lane has two channels next to each other, as the product's second operand wants them
+    S2     (16 n, 8c W): the same twice, below each other
     K      (8 n, 8 t): the tokens of a row in one lane, where S has that row
     V      (8 t, N n): B and C on their way to K
-    RT, R  (N n, 8 warps, 8 t), and with its last two as one: the warps in registers
-    G      (64, 64 c): 8 tokens times 8 rows, the rows in registers and lanes
-    P      (8 t, 64 c): x, dt, dy, z
+    RT, R  (N n, W warps, 8 t), and with its last two as one: the warps in registers
+    G      (64, 8c W): 8 tokens times 8 rows, the rows in registers
+    P      (8 t, 8c W): x, dt, dy, z
     """
     basis = gl.DistributedLinearLayout
+    of_warps = [1 << i for i in range(W.bit_length() - 1)]
     lanes = [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]]
-    warps = [[0, 8], [0, 16], [0, 32]]
+    warps = [[0, 8 * i] for i in of_warps]
     bits = [1 << i for i in range(N.bit_length() - 1)]
     if name == "S":
-        return basis([[0, 1]], lanes, warps, [], [8, 64])
+        return basis([[0, 1]], lanes, warps, [], [8, 8 * W])
     if name == "S2":
-        return basis([[0, 1], [8, 0]], lanes, warps, [], [16, 64])
+        return basis([[0, 1], [8, 0]], lanes, warps, [], [16, 8 * W])
     if name == "K":
-        return basis([[0, 1], [0, 2], [0, 4]], [[0, 0], [0, 0], [1, 0], [2, 0], [4, 0]], [[0, 0]] * 3, [], [8, 8])
+        return basis([[0, 1], [0, 2], [0, 4]], [[0, 0], [0, 0], [1, 0], [2, 0], [4, 0]], [[0, 0] for _ in warps], [],
+                     [8, 8])
     if name == "V":
         wide = [[0, i] for i in bits[2:]]
-        return basis(wide[3:], [[1, 0], [2, 0], [4, 0], [0, 1], [0, 2]], wide[:3], [], [8, N])
+        return basis(wide[len(warps):], [[1, 0], [2, 0], [4, 0], [0, 1], [0, 2]], wide[:len(warps)], [], [8, N])
     if name == "G":
-        return basis([[0, 1], [1, 0], [2, 0], [4, 0]], [[0, 2 << i] for i in range(5)], [[8, 0], [16, 0], [32, 0]], [],
-                     [64, 64])
+        # 4 W lanes along channels, and what is left of lanes and warps along tokens
+        tokens = [[8, 0], [16, 0], [32, 0]]
+        along = [[0, 2 * i] for i in (1, 2, 4, 8, 16)[:2 + len(warps)]]
+        return basis([[0, 1], [1, 0], [2, 0], [4, 0]], along + tokens[:5 - len(along)], tokens[5 - len(along):], [],
+                     [64, 8 * W])
     if name == "P":
-        return gl.BlockedLayout([1, 2], [1, 32], [8, 1], [1, 0])
+        return gl.BlockedLayout([1, 2], [8 // W, 4 * W], [W, 1], [1, 0])
     tall = [[i, 0, 0] for i in bits[4:]]
-    parts = ([[0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 2, 0], [0, 4, 0], *tall[3:]],
-             [[0, 0, 4], *([i, 0, 0] for i in bits[:4])], (tall + [[0, 0, 0]] * 3)[:3])
+    parts = ([[0, 0, 1], [0, 0, 2], *([0, i, 0] for i in of_warps), *tall[len(warps):]],
+             [[0, 0, 4], *([i, 0, 0] for i in bits[:4])], (tall + [[0, 0, 0]] * 3)[:len(warps)])
     if name == "RT":
-        return basis(*parts, [], [N, 8, 8])
+        return basis(*parts, [], [N, W, 8])
     flat = [[[i, warp * 8 + token] for i, warp, token in part] for part in parts]
-    return basis(*flat, [], [N, 64])
+    return basis(*flat, [], [N, 8 * W])
 
 
 @gluon.jit
@@ -105,7 +111,7 @@ def columns(tile, layout: gl.constexpr):
 
 @gluon.jit
 def halves(tile, layout: gl.constexpr):
-    """A tile (16 64) as its first and last eight rows."""
+    """A tile (16 c) as its first and last eight rows."""
     low, high = tile.reshape([2, 8, tile.shape[1]]).permute([1, 2, 0]).split()
     return gl.convert_layout(low, layout, assert_trivial=True), gl.convert_layout(high, layout, assert_trivial=True)
 
@@ -118,7 +124,7 @@ def both(low, high):
 
 @gluon.jit
 def stacked(tiles):
-    """Eight tiles (8 64) below each other."""
+    """Eight tiles (8 c) below each other."""
     a = gl.join(gl.join(tiles[0], tiles[4]), gl.join(tiles[2], tiles[6]))
     b = gl.join(gl.join(tiles[1], tiles[5]), gl.join(tiles[3], tiles[7]))
     return gl.join(a, b).permute([2, 3, 4, 0, 1]).reshape([64, tiles[0].shape[1]])
@@ -134,7 +140,7 @@ def rows_of(buffer, layout: gl.constexpr):
 
 @gluon.jit
 def sums_over_rows(buffer, tiles, wide: gl.constexpr, narrow: gl.constexpr):
-    """Of eight tiles (8 64) the sums over rows (8 64), through shared memory."""
+    """Of eight tiles (8 c) the sums over rows (8 c), through shared memory."""
     buffer.store(stacked(tiles))
     return gl.convert_layout(gl.sum(buffer.load(wide).reshape([8, 8, tiles[0].shape[1]]), 1), narrow,
                              assert_trivial=True)
@@ -203,29 +209,29 @@ def backwards(
 @gluon.jit(do_not_specialize=["t", "begin", "length"])
 def scan_fast_gradients(
     x, dt, z, rates, B, C, D, dt_bias, first_tokens, dy, edges, starts, dx, ddt, parts, channel_parts, ends,
-    t, begin, length, d, n: gl.constexpr, N: gl.constexpr, SOFTPLUS: gl.constexpr,
+    t, begin, length, d, n: gl.constexpr, N: gl.constexpr, W: gl.constexpr, SOFTPLUS: gl.constexpr,
 ):
-    """Walks `length` tokens from `begin` on back, of program (64 channels, b), from edges (b e n d) of those tokens.
+    """Walks `length` tokens from `begin` on back, of program (8 W channels, b), from edges (b e n d) of those tokens.
 
-    dx, ddt (b t d). parts (d/64 2 b length n): dB and dC of 64 channels. channel_parts (b n+2 d): dA of state n-1 to 0,
-    dD, and the gradient of dt_bias. starts, ends (b n d): the gradient that reaches the state behind these tokens, and
-    the one before them. rates (n d).
+    dx, ddt (b t d). parts (d/8W 2 b length n): dB and dC of a program's channels. channel_parts (b n+2 d): dA of state
+    n-1 to 0, dD, and the gradient of dt_bias. starts, ends (b n d): the gradient that reaches the state behind these
+    tokens, and the one before them. rates (n d).
     """
-    BD: gl.constexpr = 64
+    BD: gl.constexpr = 8 * W
     NB: gl.constexpr = N // 8
-    S: gl.constexpr = layout("S", N)
-    S2: gl.constexpr = layout("S2", N)
-    K: gl.constexpr = layout("K", N)
-    V: gl.constexpr = layout("V", N)
-    R: gl.constexpr = layout("R", N)
-    G: gl.constexpr = layout("G", N)
-    P: gl.constexpr = layout("P", N)
+    S: gl.constexpr = layout("S", N, W)
+    S2: gl.constexpr = layout("S2", N, W)
+    K: gl.constexpr = layout("K", N, W)
+    V: gl.constexpr = layout("V", N, W)
+    R: gl.constexpr = layout("R", N, W)
+    G: gl.constexpr = layout("G", N, W)
+    P: gl.constexpr = layout("P", N, W)
     SN: gl.constexpr = gl.SliceLayout(1, S)
     SD: gl.constexpr = gl.SliceLayout(0, S)
-    RS: gl.constexpr = gl.SliceLayout(1, layout("RT", N))
+    RS: gl.constexpr = gl.SliceLayout(1, layout("RT", N, W))
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     whole: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    swizzled: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
+    swizzled: gl.constexpr = gl.SwizzledSharedLayout(8, 1, W, [1, 0])
     b = gl.program_id(1).to(gl.int64)
     c0 = gl.program_id(0) * BD
     s_g = gl.allocate_shared_memory(gl.float32, [NB // 2, 16, BD], swizzled)
@@ -344,8 +350,8 @@ def scan_fast_gradients(
             s_dA.index(j).store(both(da[0], da[1]))
             tiles_B.index(j).store(both(dB[0], dB[1]))
             tiles_C.index(j).store(both(dC[0], dC[1]))
-        found_B = gl.convert_layout(gl.sum(wide_B.load(R).reshape([N, 8, 8]), 1), RS, assert_trivial=True)
-        found_C = gl.convert_layout(gl.sum(wide_C.load(R).reshape([N, 8, 8]), 1), RS, assert_trivial=True)
+        found_B = gl.convert_layout(gl.sum(wide_B.load(R).reshape([N, W, 8]), 1), RS, assert_trivial=True)
+        found_C = gl.convert_layout(gl.sum(wide_C.load(R).reshape([N, W, 8]), 1), RS, assert_trivial=True)
         out = parts + (first + tr)[None, :] * n + jr[:, None]
         written = (jr < n)[:, None] & (first + tr < length)[None, :]
         gl.store(out, found_B, mask=written)

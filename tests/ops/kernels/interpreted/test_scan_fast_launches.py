@@ -137,12 +137,12 @@ def results(run: Callable, inputs: dict[str, Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("full", [True, False])
-@pytest.mark.parametrize("tokens", [64, 2 ** 20])
+@pytest.mark.parametrize(("tokens", "warps"), [(64, 8), (2 ** 20, 8), (64, 4)])
 def test_pieces_of_rows_and_tokens_give_every_gradient(
-    full: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
+    full: bool, tokens: int, warps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of five rows two at a time, 70 tokens as 32, 32 and 6, or all at once."""
-    monkeypatch.setattr(scan_fast, "processors", lambda device: 5)  # a row has two programs
+    monkeypatch.setattr(scan_fast, "processors", lambda device: 5)  # a row has two programs, or three of half as many
     b, t, d, n = 5, 70, 80, 5
     inputs = {"x": normal(b, t, d, seed=0), "dt": normal(b, t, d, seed=1), "A": -normal(d, n, seed=2).exp(),
               "B": normal(b, t, n, seed=3), "C": normal(b, t, n, seed=4)}
@@ -152,7 +152,7 @@ def test_pieces_of_rows_and_tokens_give_every_gradient(
                    "initial_state": normal(b, d, n, seed=8)}
         segments = (torch.arange(t) // 29).expand(b, t)
     expected = results(partial(selective_scan_recurrence, segments=segments), inputs)
-    use = USE | {"EDGE_BYTES": tokens * n * d // 2}
+    use = USE | {"EDGE_BYTES": tokens * n * d // 2, "num_warps": warps}
     single = {name: v.float() for name, v in inputs.items()}
     with launches.trial({"scan_fast_gradients": use}) as seen, use_backend("triton"):
         found = results(partial(selective_scan, segments=segments), single)
@@ -205,6 +205,15 @@ def test_launches_take_the_fewest_rounds_of_a_gpu(
     found = {piece.rows.start: piece.b for piece in call.pieces()}
     assert list(found.values()) == launched
     assert rounds(launched, math.ceil(d / 64)) == taken
+
+
+@pytest.mark.parametrize(("warps", "launched"), [(8, [17, 15]), (4, [16, 16])])
+def test_programs_of_half_as_many_warps_are_twice_as_many_at_a_time(warps: int, launched: list[int]) -> None:
+    """With room for 21 rows: 425 and 375 programs of 132 at a time are 7 rounds, 784 and 784 of 264 are 6."""
+    use = USE | {"EDGE_BYTES": 2 ** 31, "num_warps": warps}
+    with launches.trial({"scan_fast_gradients": use}):
+        call = scan_fast.FastCall.of(torch.empty(32, 1024, 1568, device="meta", dtype=torch.bfloat16), 128)
+    assert [piece.b for piece in call.pieces()] == launched
 
 
 @given(b=st.integers(1, 70), groups=st.integers(1, 300), most=st.integers(1, 80))
