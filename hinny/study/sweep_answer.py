@@ -61,9 +61,12 @@ def headline(table: Table) -> str:
         elif not best:
             clauses.append(f"{lower(title)}: seeds do not tell losses apart")
         else:
-            verb = "predicts" if len(best) == 1 else "predict"
+            many = len(best) > NAMED
+            shown = [min(best, key=lambda stand: stand.loss.value)] if many else best
+            verb = "predicts" if len(shown) == 1 else "predict"
             does = "" if clauses else f" {verb} held-out text best"
-            clauses.append(f"{lower(title)}: {_listed(best, len(stands))}{does}")
+            alike = f" ({len(best) - 1} of the {len(stands) - 1} others not told apart from it)" if many else ""
+            clauses.append(f"{lower(title)}: {_listed(shown, len(stands))}{does}{alike}")
         if len(clauses) == 1 and (start := _recall(lines, stands, told=True)):
             clauses[0] = f"{clauses[0]}, {start}"
     text = "; ".join(clauses)

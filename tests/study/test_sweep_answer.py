@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
 from test_claims import fig
 
+from hinny.study import sweep_answer
 from hinny.study.collect import Figure, Table
 from hinny.study.draw import draw
 from hinny.study.report import every_plot
@@ -48,6 +50,12 @@ def test_the_headline_tells_the_largest_variation_first_and_with_its_ties() -> N
         "where attention stands: even and last.")
     one = table(places={"even": 3.50, "first": 3.54, "last": 3.53})
     assert plain(headline(one)).endswith("; where attention stands: even.")
+
+
+def test_the_best_is_named_where_many_are_not_told_apart_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_answer, "NAMED", 1)
+    assert plain(headline(table())).startswith(
+        "Attention layers: 8 % predicts held-out text best (1 of the 3 others not told apart from it), ")
 
 
 def test_what_seeds_do_not_decide_is_no_clause_and_a_sentence_that_says_so() -> None:
