@@ -58,7 +58,8 @@ def _judged(table: Table, claim: Claim) -> Judged:
         return Judged(claim, _untested(table, claim), tested=False)
     verdict = claim.rule(table)
     asked = any(table.find(what) for what in verdict.read) and all(table.of_family(name) for name in claim.beside)
-    return Judged(claim, verdict, tested=asked)
+    alike = not claim.varied or bool(sweep_rules.compared(table, *claim.varied))
+    return Judged(claim, verdict, tested=asked and alike)
 
 
 def _can_test(table: Table, claim: Claim) -> bool:

@@ -48,9 +48,9 @@ def varies(table: Table, *keys: str) -> bool:
 
 
 def compared(table: Table, *keys: str) -> set[str]:
-    """The models of the line that `varies` finds, by name."""
+    """The models of the line that `varies` finds, by name; none if they differ in more."""
     line = _line(table, *keys)
-    return {figure.variant for _, figure in line.models} if line else set()
+    return {figure.variant for _, figure in line.models} if line and not line.besides else set()
 
 
 def _line(table: Table, *keys: str) -> _Line | None:

@@ -117,6 +117,11 @@ def test_a_line_that_varies_more_than_one_thing_decides_nothing() -> None:
     assert judged(differ=own).verdict == SEEN
     found = judged(differ=[*own, "optim.lr"])
     assert (found.verdict, "they differ in optim.lr, too" in found.sentence) == (UNCLEAR, True)
+    for differ, tested in ((own, True), ([*own, "optim.lr"], False)):
+        made = table(ROPE, {"none": (3.0, 0.002), "rope": (3.0, 0.002)})
+        made.about["sweeps"][0]["differ"] = differ
+        (c7,) = (one for one in judge(made) if one.claim.id == "C7")
+        assert c7.tested == tested
     unmatched = table({**ROPE, "rope": {**ROPE["rope"], "group": "large"}}, {"none": (3.0, 0.0), "rope": (3.0, 0.0)})
     assert "not matched" in sweep_rules.rope_does_not_help(unmatched).sentence
     # another line that varies it alone is the one to judge
