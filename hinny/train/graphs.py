@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 
 import torch
@@ -44,6 +45,8 @@ class Replayed:
         for parameter in self._renewed:
             # without one to add to, the backward's own tensor becomes the gradient
             parameter.grad = None
+        # a graph of before that is collected while this one is recorded would spoil it
+        gc.collect()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._outputs = self._run(*self._inputs)
