@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"errors", "config", "pattern", "counts", "predict", "memory", "run", "ops", "state", "model", "parallel",
               "checkpoint", "data", "train", "infer", "study", "tokenizer", "verb"},
     "tune": {"errors", "run", "ops", "bench", "verb"},
-    "study": {"errors", "config", "pattern", "counts", "predict", "run", "verb"},
+    "study": {"errors", "config", "pattern", "counts", "predict", "memory", "run", "verb"},
     "progress": set(),
 }
 """Room → rooms that it may import. The command line, `cli`, may import any of them."""

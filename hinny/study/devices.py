@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hinny.errors import RunError
@@ -107,6 +107,18 @@ def visible_gpus(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
                 found.pop()
             found.append(part[1])
     return tuple(found)
+
+
+def gpu_memory(gpus: Sequence[str], env: Mapping[str, str] = os.environ) -> int | None:
+    """Bytes of the smallest of these GPUs, as nvidia-smi lists them; None where it does not tell, as of parts (MIG)."""
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "-i", ",".join(gpus)]
+    try:
+        listed = subprocess.run(asked, capture_output=True, text=True, env=dict(env))
+    except OSError:
+        return None
+    sizes = listed.stdout.split()
+    told = listed.returncode == 0 and len(sizes) == len(gpus) and all(size.isdigit() for size in sizes)
+    return min(map(int, sizes)) * 2 ** 20 if told and sizes else None
 
 
 def job_environment(gpu: str | None, env: Mapping[str, str] = os.environ) -> dict[str, str]:

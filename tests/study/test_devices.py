@@ -10,7 +10,9 @@ import pytest
 
 from hinny.errors import RunError
 from hinny.study import plan
-from hinny.study.devices import Devices, find_devices, job_environment, place, visible_gpus
+from hinny.study.conduct import too_many
+from hinny.study.config import load_recipes, load_study
+from hinny.study.devices import Devices, find_devices, gpu_memory, job_environment, place, visible_gpus
 from hinny.study.execute import Stages
 from hinny.study.plan import Job, Stage
 from hinny.study.share import Claims
@@ -155,3 +157,26 @@ def test_the_jobs_of_a_stage_are_spread_over_the_gpus(tmp_path: Path, monkeypatc
 
 def test_a_launcher_that_tells_half_of_its_place_has_told_none() -> None:
     assert place({"LOCAL_WORLD_SIZE": "2"}) == place({"LOCAL_RANK": "1"}) == (0, 1)
+
+
+@pytest.mark.parametrize(("says", "status", "gpus", "found"), [
+    ("81559\n40960", 0, ("0", "1"), 40960 * 2 ** 20), ("81559", 0, ("1",), 81559 * 2 ** 20),
+    ("[N/A]", 0, ("MIG-a",), None), ("No devices were found", 6, ("0",), None), ("81559", 0, ("0", "1"), None)])
+def test_the_memory_of_the_smallest_gpu_is_told_or_nothing(
+        tmp_path: Path, says: str, status: int, gpus: tuple[str, ...], found: int | None) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n[ \"$4\" = {','.join(gpus)} ] && cat <<'END'\n{says}\nEND\nexit {status}\n")
+    program.chmod(0o755)
+    assert gpu_memory(gpus, {"PATH": f"{tmp_path}:/bin:/usr/bin"}) == found
+
+
+def test_more_trainings_than_fit_a_gpu_are_told_before_they_start() -> None:
+    recipes = load_recipes(load_study("ratio", []))
+    h100 = 81559 * 2 ** 20
+    assert too_many(recipes, 3, h100) == too_many(recipes, 4, h100) == too_many(recipes, 5, None) == ""
+    assert too_many(recipes, 5, h100) == ("5 trainings at a time may not fit a GPU of 86 GB: mlp-0 alone takes about "
+                                          "20. With jobs=4 all fit.")
+    assert too_many(recipes, 1, 10 ** 9) == ""
+    one = {"mlp-0": recipes["mlp-0"]}  # its seeds side by side
+    assert too_many(one, 4, h100) == ""
+    assert "With jobs=4" in too_many(one, 5, h100)
