@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import json
 import random
 import socket
@@ -213,22 +214,39 @@ class Crowd:
         return 200
 
 
-def _kept() -> list[Any]:
-    """What still stands for a request, however often what nobody reaches is collected.
+def _alive() -> list[Any]:
+    return [each for each in gc.get_objects() if type(each) in OF_A_REQUEST]
+
+
+def _kept(others: list[Any]) -> list[Any]:
+    """What still stands for a request, but for those of other tests, however often what nobody reaches is collected.
 
     More than once: a collection that begins while another thread's runs does nothing.
     """
     for _ in range(50):
         gc.collect()
-        kept = [each for each in gc.get_objects() if type(each) in OF_A_REQUEST]
+        kept = [each for each in _alive() if not any(each is other for other in others)]
         if not kept:
             break
         time.sleep(0.1)
     return kept
 
 
+def _holders(kept: list[Any]) -> str:
+    """What refers to these, and what refers to that, for a message."""
+    level, told, seen = list(kept), [], {id(kept)}
+    for _ in range(4):
+        seen |= {id(each) for each in level} | {id(level)}
+        above = [each for each in gc.get_referrers(*level) if id(each) not in seen and not inspect.isframe(each)]
+        told.append("; ".join(f"{type(each).__name__}: {str(each)[:300]}" for each in above))
+        seen.add(id(above))
+        level = above
+    return "\n<- ".join([str(kept), *told])
+
+
 def test_a_thousand_requests_are_answered_as_each_alone_and_leave_nothing(
         serve: Callable[..., Any], model: Model) -> None:
+    others = _alive()
     rng = random.Random(6)
     prompts = _prompts(rng)
     known = list(zip(prompts, _greedy(model, prompts), strict=True))
@@ -251,8 +269,8 @@ def test_a_thousand_requests_are_answered_as_each_alone_and_leave_nothing(
     live.server.should_exit = True
     live.thread.join(20)
     assert not live.thread.is_alive()
-    kept = _kept()
-    assert not kept, [(each, gc.get_referrers(each)) for each in kept]
+    kept = _kept(others)
+    assert not kept, _holders(kept)
     stats = core.stats()
     assert (stats.pages_used, stats.slots_used) == (stats.pages_cached, stats.slots_cached)
     assert stats.slots_cached == len(core.prefixes) <= LIMITS.snapshots
