@@ -115,6 +115,8 @@ class Stepper:
             nn.utils.clip_grads_with_norm_(self.parameters, config.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # the others would take no notice of the flag
+        assert self.optimizer.defaults.get("fused"), "the optimizer is one of PyTorch's fused ones"
         self.optimizer.found_inf = self._spoiled  # type: ignore[attr-defined]  # as torch.amp's scaler tells it
         self.optimizer.step()
         self._warm = True

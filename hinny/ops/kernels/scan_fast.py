@@ -49,7 +49,7 @@ def takes(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor | None) -> bool
         return False
     if any(v is not None and v.dtype is not torch.bfloat16 for v in (x, dt, B, C, z)):
         return False
-    return bool(b * triton.cdiv(d, 8 * WARP_CHANNELS) >= launch("scan_fast_gradients", x.device)["ENOUGH"])
+    return bool(b * triton.cdiv(d, WARPS * WARP_CHANNELS) >= launch("scan_fast_gradients", x.device)["ENOUGH"])
 
 
 class Piece(NamedTuple):
